@@ -1,0 +1,38 @@
+# The few verbs of the project. Each makes its own virtual environment in .venv first, once.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+SEED ?= 0
+DATA ?= runs/competition-$(SEED)
+RUN ?= $(if $(filter runs/competition-0,$(DATA)),runs/demo,runs/$(notdir $(DATA:/=)))
+WEIGHTS := runs/imagenet
+
+export YOLO_OFFLINE := true
+export NO_ALBUMENTATIONS_UPDATE := 1
+
+.PHONY: run test lint clean
+
+run: .venv/installed $(WEIGHTS)/manifest.json  ## the notebook on the demo competition, or on DATA=FOLDER
+	@if [ "$(DATA)" = "runs/competition-$(SEED)" ]; then $(BIN)/siimcovid phantom $(DATA) --seed $(SEED); fi
+	@mkdir -p $(RUN)
+	$(BIN)/papermill notebooks/siim_covid19.ipynb $(RUN)/siim_covid19.ipynb -k python3 --no-log-output \
+	  -p COMPETITION_DIR $(DATA) -p WEIGHTS_DIR $(WEIGHTS) -p OUTPUT_DIR $(RUN) -p PRESET small -p MODE finetune
+	@$(BIN)/siimcovid board $(RUN)
+
+$(WEIGHTS)/manifest.json: .venv/installed
+	$(BIN)/siimcovid weights import efficientnet_lite0 --out $(WEIGHTS)
+
+test: .venv/installed  ## all tests
+	$(BIN)/python -m pytest
+
+lint: .venv/installed  ## style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:  ## remove what was made, the virtual environment included
+	rm -rf .venv runs
+
+.venv/installed: pyproject.toml requirements.lock
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -c requirements.lock -e '.[demo,test]'
+	@touch $@

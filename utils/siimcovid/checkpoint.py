@@ -1,0 +1,62 @@
+"""Trained models on disk: one safetensors file that carries its configuration and can rebuild its model.
+
+The header of the file holds `stage` and `config` (JSON of the stage's dataclass), so nothing beside the file is needed;
+the same JSON lies next to it for people. Nothing here is a pickle.
+"""
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from siimcovid.errors import InputError
+from siimcovid.files import atomic_path, write_json
+from siimcovid.presets import RcnnConfig, StudyConfig, YoloConfig, from_dict, to_dict
+
+#: stage -> the dataclass of its configuration; its model is built by `siimcovid.models.<stage>`.
+STAGES: dict[str, type] = {"rcnn": RcnnConfig, "yolo": YoloConfig, "study": StudyConfig}
+DETECTORS = ("rcnn", "yolo")
+
+
+def build_model(stage: str, config: Any) -> nn.Module:
+    """The stage's model with random weights."""
+    return importlib.import_module(f"siimcovid.models.{stage}").build(config)
+
+
+def save(path: Path, model: nn.Module, stage: str, config: Any, facts: dict[str, Any] | None = None) -> None:
+    """Write `path` (a .safetensors) atomically, and its configuration with further `facts` as JSON beside it."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    settings = to_dict(config)
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"stage": stage, "config": json.dumps(settings)})
+    write_json(Path(path).with_suffix(".json"), {"stage": stage, "config": settings, **(facts or {})})
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the header of a safetensors file. Raises InputError for a missing or damaged one."""
+    try:
+        with safe_open(path, framework="pt") as stream:
+            return {name: stream.get_tensor(name) for name in stream.keys()}, dict(stream.metadata() or {})  # noqa: SIM118
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is no whole safetensors file ({error}); write or copy it again") from None
+
+
+def load(path: Path) -> tuple[str, Any, nn.Module]:
+    """Rebuild a model from its file: (stage, configuration, model in evaluation mode)."""
+    tensors, header = read_tensors(path)
+    if header.get("stage") not in STAGES or "config" not in header:
+        raise InputError(f"{path} is no trained stage of siimcovid: its header names no stage and configuration")
+    stage = header["stage"]
+    config = from_dict(STAGES[stage], json.loads(header["config"]))
+    model = build_model(stage, config)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InputError(f"{path} does not fit the model that its header describes: {error}") from None
+    return stage, config, model.eval()

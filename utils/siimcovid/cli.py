@@ -1,0 +1,50 @@
+"""The command `siimcovid VERB`: finds the verb's file in `siimcovid.commands` and runs it.
+
+Exit codes: 0 done, 1 the verb's own "no" (a submission that is not valid), 2 bad input, said in one sentence.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from siimcovid import __version__
+from siimcovid.errors import InputError
+
+#: verb -> one line of help; the verb's code is `siimcovid/commands/<verb>.py`.
+VERBS = {
+    "phantom": "write a synthetic demo competition",
+    "index": "join a competition folder's CSVs and DICOM headers into one table",
+    "prepare": "turn a competition's DICOMs into upright 8-bit images",
+    "weights": "import, list and verify offline weights",
+    "train": "train one stage",
+    "validate": "check a submission's format",
+    "board": "show a run's scoreboard",
+    "score": "score a submission with the competition's metric",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(prog="siimcovid", description=__doc__.split(":")[0])
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    chosen = next((a for a in arguments if a in VERBS), None)
+    for name, summary in VERBS.items():
+        verb = verbs.add_parser(name, help=summary, description=summary)
+        if name == chosen:  # only the verb that runs is imported
+            importlib.import_module(f"siimcovid.commands.{name}").add_arguments(verb)
+    args = parser.parse_args(arguments)
+    try:
+        return importlib.import_module(f"siimcovid.commands.{args.verb}").run(args) or 0
+    except InputError as error:
+        print(f"siimcovid {args.verb}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `siimcovid … | head` is no error
+        sys.stderr.close()
+        return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

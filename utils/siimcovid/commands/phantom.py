@@ -1,0 +1,30 @@
+"""`siimcovid phantom OUT`: write the demo competition."""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "out", type=Path, metavar="OUT", help="competition folder to write; the answers go to OUT.truth"
+    )
+    parser.add_argument("--train-studies", type=int, default=240, help="studies to train on (default %(default)s)")
+    parser.add_argument("--test-studies", type=int, default=60, help="held-back studies (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default %(default)s)")
+    parser.add_argument("--scale", type=float, default=0.25, help="film size, fraction of real (default %(default)s)")
+    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from siimcovid.phantom_competition import write_competition
+
+    written = write_competition(
+        args.out,
+        train_studies=args.train_studies,
+        test_studies=args.test_studies,
+        seed=args.seed,
+        scale=args.scale,
+        workers=args.workers,
+    )
+    print(f"{args.out}: {'written' if written else 'already there'}, answers in {args.out}.truth")
+    return 0

@@ -1,0 +1,175 @@
+"""Films for the models: the index and the cache in, augmented square tensors out.
+
+A sample is a dict, a batch the same with a leading axis:
+
+    images     (B, 1, S, S) uint8, the film stretched to a square: a fraction of the input is a fraction of the film
+    boxes      list of B tensors (n, 4) float32, xyxy fractions
+    levels     (B,) int64, place in LEVELS, -1 where unknown
+    image_ids  list of B texts
+
+What happens to film i in epoch e depends on (seed, e, i) alone, not on workers, processes or a restart.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from siimcovid import LEVELS, cache
+from siimcovid.presets import Augment
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or the import below looks for a network
+import albumentations
+
+#: Decoded films are kept in memory up to this many bytes; beyond it they are decoded again in every epoch.
+MEMORY_LIMIT = 2 << 30
+
+
+def transforms(augment: Augment, seed: int) -> albumentations.Compose:
+    """The albumentations pipeline of an Augment (mixup and the crop are not in it): boxes move with the film."""
+    a, steps = augment, []
+    if a.flip:
+        steps.append(albumentations.HorizontalFlip(p=a.flip))
+    if a.flip_vertical:
+        steps.append(albumentations.VerticalFlip(p=a.flip_vertical))
+    if a.shift_rotate:
+        shift, degrees, scale = (-a.shift, a.shift), (-a.degrees, a.degrees), (1 - a.scale, 1 + a.scale)
+        steps.append(albumentations.Affine(translate_percent=shift, rotate=degrees, scale=scale, p=a.shift_rotate))
+    if a.sharpen or a.blur:
+        # the choices are weighed by their p, and one of them happens with the sum
+        choices = [albumentations.Sharpen(p=a.sharpen), albumentations.Blur(blur_limit=(3, 5), p=a.blur)]
+        steps.append(albumentations.OneOf([c for c in choices if c.p], p=min(1.0, a.sharpen + a.blur)))
+    if a.brightness_contrast:
+        steps.append(albumentations.RandomBrightnessContrast(p=a.brightness_contrast))
+    if a.value_gain:
+        steps.append(albumentations.MultiplicativeNoise(multiplier=(1 - a.value_gain, 1 + a.value_gain), p=1.0))
+    if a.cutouts:
+        steps.append(albumentations.CoarseDropout(num_holes_range=(1, 6), p=a.cutouts))
+    if a.erase:
+        steps.append(albumentations.Erasing(scale=(0.01, 0.1), p=a.erase))
+    boxes = albumentations.BboxParams(format="albumentations", label_fields=[], clip=True, min_visibility=0.2)
+    return albumentations.Compose(steps, bbox_params=boxes, seed=seed)
+
+
+class Films(Dataset):
+    """Films of an index table as samples.
+
+    Args:
+        images: rows of the index whose film lies in the cache.
+        folder: the cache.
+        size: side of the square in pixels.
+        augment: random changes, or None for the film as it is.
+        seed: of the changes.
+    """
+
+    def __init__(self, images: pd.DataFrame, folder: Path, size: int, augment: Augment | None = None, seed: int = 0):
+        self.image_ids = images["image_id"].tolist()
+        self.boxes = [np.asarray(boxes, np.float32).reshape(-1, 4) for boxes in images["boxes"]]
+        self.levels = [LEVELS.index(level) if level in LEVELS else -1 for level in images["level"]]
+        self.folder, self.size, self.augment, self.seed = Path(folder), size, augment, seed
+        self.transforms = transforms(augment, seed) if augment else None
+        keep = len(images) * size * size <= MEMORY_LIMIT
+        self.memory: list[np.ndarray | None] | None = [None] * len(images) if keep else None
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def film(self, number: int) -> np.ndarray:
+        """Film `number` as a square (S, S) uint8 array."""
+        if self.memory is not None and self.memory[number] is not None:
+            return self.memory[number]
+        pixels = cache.read(self.folder, self.image_ids[number])
+        shrinks = max(pixels.shape) > self.size
+        square = cv2.resize(
+            pixels, (self.size, self.size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        )
+        if self.memory is not None:
+            self.memory[number] = square
+        return square
+
+    def __getitem__(self, ticket: int) -> dict:
+        """Sample of a ticket of EpochSampler: epoch * len + number. A plain number is epoch 0."""
+        epoch, number = divmod(int(ticket), len(self))
+        pixels, boxes = self.film(number), self.boxes[number]
+        if self.augment:
+            rng = np.random.default_rng((self.seed, epoch, number))
+            pixels, boxes = self.change(pixels, boxes, rng)
+            if self.augment.mixup and rng.random() < self.augment.mixup:
+                other = int(rng.integers(len(self)))
+                pixels_2, boxes_2 = self.change(self.film(other), self.boxes[other], rng)
+                share = rng.beta(32, 32)  # Zhang et al. 2017, with the parameter that yolov5 uses
+                pixels = cv2.addWeighted(pixels, share, pixels_2, 1 - share, 0)
+                boxes = np.concatenate([boxes, boxes_2])
+            pixels, boxes = centre_crop(pixels, boxes, self.augment.crop)
+        return {
+            "images": torch.from_numpy(np.ascontiguousarray(pixels))[None],
+            "boxes": torch.from_numpy(boxes),
+            "levels": self.levels[number],
+            "image_ids": self.image_ids[number],
+        }
+
+    def change(self, pixels: np.ndarray, boxes: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """One random draw of the pipeline."""
+        self.transforms.set_random_seed(int(rng.integers(2**31)))
+        changed = self.transforms(image=pixels[:, :, None], bboxes=boxes)
+        return changed["image"][:, :, 0], np.asarray(changed["bboxes"], np.float32).reshape(-1, 4)
+
+
+def centre_crop(pixels: np.ndarray, boxes: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """The middle `side` x `side` pixels of a square film and the boxes there; side 0 leaves all as it is."""
+    if not side or side == pixels.shape[0]:
+        return pixels, boxes
+    start, whole = (pixels.shape[0] - side) // 2, pixels.shape[0]
+    boxes = ((boxes * whole - start) / side).clip(0, 1).astype(np.float32)
+    boxes = boxes[(boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])]
+    return pixels[start : start + side, start : start + side], boxes
+
+
+class EpochSampler(Sampler[int]):
+    """Tickets of one epoch, shuffled by (seed, epoch); `chances` draws with replacement by these weights instead."""
+
+    def __init__(self, count: int, seed: int, chances: Sequence[float] | None = None):
+        self.count, self.seed, self.epoch = count, seed, 0
+        self.chances = None if chances is None else np.asarray(chances, float) / np.sum(chances)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        if self.chances is None:
+            order = rng.permutation(self.count)
+        else:
+            order = rng.choice(self.count, self.count, p=self.chances)
+        return iter((self.epoch * self.count + order).tolist())
+
+
+def collate(samples: list[dict]) -> dict:
+    """Samples to a batch: what can be stacked is stacked."""
+    batch = {key: [sample[key] for sample in samples] for key in samples[0]}
+    for key in ("images", "features"):
+        if key in batch:
+            batch[key] = torch.stack(batch[key])
+    batch["levels"] = torch.tensor(batch["levels"])
+    return batch
+
+
+def loader(dataset: Dataset, batch: int, sampler: Sampler | None = None, drop_last: bool = False) -> DataLoader:
+    """A loader in the dataset's order, or the sampler's. On GPU machines worker processes decode ahead of the model."""
+    gpu = torch.cuda.is_available()
+    workers = min(4, os.cpu_count() or 1) if gpu else 0  # on CPU the model wants the cores itself
+    return DataLoader(
+        dataset,
+        batch_size=batch,
+        sampler=sampler,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=gpu,
+        drop_last=drop_last,
+        persistent_workers=workers > 0,
+    )

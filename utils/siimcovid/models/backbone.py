@@ -1,0 +1,92 @@
+"""The convolutional network that Faster R-CNN, the small YOLO and the study model start from.
+
+In: (B, 3, S, S) float images, normalised with IMAGENET_MEAN and IMAGENET_STD. Out: feature maps, or their mean.
+Two architectures: torchvision's ResNeXt-101 32x8d (report, section 3.1) and EfficientNet-Lite0 (the small twin; Tan and
+Le 2019, the "lite" variant without squeeze-and-excitation), whose ImageNet weights come as a Python package.
+"""
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnext101_32x8d
+from torchvision.ops import FrozenBatchNorm2d
+
+from siimcovid.errors import InputError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # report, section 3.1
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def normalise(images: Tensor) -> Tensor:
+    """(B, 1, S, S) uint8 grey -> (B, 3, S, S) float32 with ImageNet's mean and deviation; nothing else does."""
+    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(1, 3, 1, 1)
+    deviation = torch.tensor(IMAGENET_STD, device=images.device).view(1, 3, 1, 1)
+    return ((images.float() / 255 - mean) / deviation).contiguous(memory_format=torch.channels_last)
+
+
+class Backbone(nn.Module):
+    """A network cut into five stages, the first at stride 2, the last at stride 32.
+
+    Attributes:
+        stages: the five stages, in order; stage k has stride 2 ** (k + 1).
+        channels: the output channels of each stage.
+    """
+
+    def __init__(self, stages: list[nn.Module], channels: list[int]):
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+        self.channels = channels
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, S, S) -> the five stages' maps, [(B, channels[k], S / 2 ** (k + 1), ...)]."""
+        maps = []
+        for stage in self.stages:
+            images = stage(images)
+            maps.append(images)
+        return maps
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) -> (B, channels[-1]): the last map's mean over the film."""
+        return self(images)[-1].mean(dim=(2, 3))
+
+
+def build_backbone(architecture: str, published: dict[str, Tensor] | None = None) -> Backbone:
+    """Build `resnext101_32x8d` or `efficientnet_lite0`.
+
+    Args:
+        architecture: one of the two; any other raises InputError.
+        published: the network's state dict as its authors publish it; None for random weights.
+    """
+    if architecture == "resnext101_32x8d":
+        network = resnext101_32x8d(weights=None)
+        if published:
+            network.load_state_dict(published)
+        stem = nn.Sequential(network.conv1, network.bn1, network.relu)
+        first = nn.Sequential(network.maxpool, network.layer1)
+        return Backbone([stem, first, network.layer2, network.layer3, network.layer4], [64, 256, 512, 1024, 2048])
+    if architecture == "efficientnet_lite0":
+        from efficientnet_lite_pytorch import EfficientNet
+
+        network = EfficientNet.from_name("efficientnet-lite0")
+        if published:
+            network.load_state_dict(published)
+        blocks = list(network._blocks)
+        stem = nn.Sequential(network._conv_stem, network._bn0, network._swish, *blocks[:1])
+        head = nn.Sequential(network._conv_head, network._bn1, network._swish)
+        cuts = [(1, 3), (3, 5), (5, 11)]  # strides 4, 8, 16
+        middle = [nn.Sequential(*blocks[a:b]) for a, b in cuts]
+        return Backbone([stem, *middle, nn.Sequential(*blocks[11:], *head)], [16, 24, 40, 112, 1280])
+    raise InputError(f"unknown backbone {architecture!r}; choose resnext101_32x8d or efficientnet_lite0")
+
+
+def freeze_batch_norm(module: nn.Module) -> nn.Module:
+    """Replace every BatchNorm2d by torchvision's FrozenBatchNorm2d with the same numbers, as detectors with small
+    batches do; returns the module (a BatchNorm2d itself comes back replaced)."""
+    if isinstance(module, nn.BatchNorm2d):
+        frozen = FrozenBatchNorm2d(module.num_features, eps=module.eps)
+        frozen.load_state_dict(
+            {name: tensor for name, tensor in module.state_dict().items() if name != "num_batches_tracked"}
+        )
+        return frozen
+    for name, child in module.named_children():
+        setattr(module, name, freeze_batch_norm(child))
+    return module

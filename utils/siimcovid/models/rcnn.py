@@ -1,0 +1,99 @@
+"""Faster R-CNN on a backbone with a feature pyramid (report, section 3.1; Ren et al. 2015, Lin et al. 2017).
+
+In: a batch of data.py, films as square uint8 grey of any size that 32 divides. Out: losses, or boxes as fractions of
+the film. torchvision's region proposal network and box head do the work; its own input transform is passed by, since
+it would resize what we sized and normalise what we normalised.
+"""
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.rpn import AnchorGenerator
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from siimcovid.models.backbone import build_backbone, freeze_batch_norm, normalise
+from siimcovid.presets import RcnnConfig
+
+
+class Pyramid(nn.Module):
+    """A backbone and its feature pyramid: (B, 3, S, S) -> {"0": finest, …, "pool": coarsest}, all of equal width."""
+
+    def __init__(self, config: RcnnConfig):
+        super().__init__()
+        self.body = freeze_batch_norm(build_backbone(config.backbone))
+        self.first = config.first_stage
+        self.out_channels = config.pyramid_channels
+        self.fpn = FeaturePyramidNetwork(
+            self.body.channels[self.first :], config.pyramid_channels, extra_blocks=LastLevelMaxPool()
+        )
+        for stage in self.body.stages[: config.frozen_stages]:
+            stage.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        maps = self.body(images)[self.first :]
+        return self.fpn(OrderedDict((str(k), m) for k, m in enumerate(maps)))
+
+
+class Rcnn(nn.Module):
+    """The detector: `forward` gives the losses of a batch, `predict` the boxes of its films."""
+
+    def __init__(self, config: RcnnConfig):
+        super().__init__()
+        pyramid = Pyramid(config)
+        levels = 5 - config.first_stage
+        names = [str(k) for k in range(levels)]
+        anchors = AnchorGenerator(
+            sizes=tuple((float(side),) for side in config.anchor_sides),
+            aspect_ratios=(config.anchor_ratios,) * len(config.anchor_sides),
+        )
+        self.detector = FasterRCNN(
+            pyramid,
+            rpn_anchor_generator=anchors,
+            rpn_pre_nms_top_n_train=config.proposals_before_nms,
+            rpn_pre_nms_top_n_test=config.proposals_before_nms,
+            rpn_post_nms_top_n_train=config.proposals_train,
+            rpn_post_nms_top_n_test=config.proposals,
+            box_roi_pool=MultiScaleRoIAlign(names, output_size=7, sampling_ratio=2),
+            box_head=TwoMLPHead(config.pyramid_channels * 7 * 7, config.head_width),
+            box_predictor=FastRCNNPredictor(config.head_width, num_classes=2),
+            box_batch_size_per_image=config.boxes_per_image,
+            box_score_thresh=config.score_threshold,
+            box_nms_thresh=config.nms_iou,
+            box_detections_per_img=config.max_boxes,
+        )
+
+    def forward(self, batch: dict) -> dict[str, Tensor]:
+        """The four losses of Faster R-CNN, each a scalar."""
+        images = normalise(batch["images"])
+        side = images.shape[-1]
+        targets = [
+            {"boxes": boxes * side, "labels": torch.ones(len(boxes), dtype=torch.int64, device=boxes.device)}
+            for boxes in batch["boxes"]
+        ]
+        _, losses = self.run(images, targets)
+        return losses
+
+    @torch.inference_mode()
+    def predict(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """(B, 1, S, S) uint8 -> per film (boxes (n, 4) xyxy in [0, 1], scores (n,) in [0, 1], highest first)."""
+        detections, _ = self.run(normalise(images))
+        side = images.shape[-1]
+        return [(d["boxes"] / side, d["scores"]) for d in detections]
+
+    def run(self, images: Tensor, targets: list[dict] | None = None) -> tuple[list[dict], dict[str, Tensor]]:
+        """Backbone, proposals and box head on normalised images -> torchvision's detections in pixels, and losses."""
+        sizes = [tuple(images.shape[-2:])] * len(images)
+        maps = self.detector.backbone(images)
+        proposals, rpn_losses = self.detector.rpn(ImageList(images, sizes), maps, targets)
+        detections, box_losses = self.detector.roi_heads(maps, proposals, sizes, targets)
+        return detections, {**rpn_losses, **box_losses}
+
+
+def build(config: RcnnConfig) -> Rcnn:
+    """Build the detector with random weights, in channels-last layout."""
+    return Rcnn(config).to(memory_format=torch.channels_last)

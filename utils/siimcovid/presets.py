@@ -1,0 +1,369 @@
+"""Every number of the system: two presets, `full` (the report's) and `small` (the same system for two CPU cores).
+
+A preset is a tree of frozen dataclasses. `override` changes single values by dotted keys and refuses unknown keys and
+wrong types; `to_dict` and `from_dict` carry it through JSON, beside each checkpoint. This module imports no torch.
+"""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from siimcovid.errors import InputError
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random changes to training films; p is a probability, 0 leaves the change out."""
+
+    flip: float = 0.0  # left-right, p
+    flip_vertical: float = 0.0  # up-down, p
+    shift_rotate: float = 0.0  # p of a shift with rotation
+    shift: float = 0.0625  # of the film, at most
+    degrees: float = 20.0  # of rotation, at most
+    scale: float = 0.0  # of size up or down, at most
+    sharpen: float = 0.0  # p of sharpening in a one-of with blur
+    blur: float = 0.0  # p of blur
+    brightness_contrast: float = 0.0  # p
+    cutouts: float = 0.0  # p of up to six circular holes
+    erase: float = 0.0  # p of erasing 1 to 10 % of the film
+    value_gain: float = 0.0  # brightness factor, uniform in 1 - gain to 1 + gain: what HSV jitter does to a grey film
+    mixup: float = 0.0  # p of a blend with another film, both films' boxes kept
+    crop: int = 0  # side of a centre crop in pixels, 0 for none
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a stage is trained."""
+
+    epochs: int
+    batch: int  # films per step and process
+    learning_rate: float  # at its highest
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 0.0  # not on biases and norms
+    schedule: Literal["cosine", "one_cycle", "constant"] = "cosine"
+    floor: float = 0.05  # of the highest learning rate: report, equation 1
+    step_epochs: int = 2  # epochs between steps of the cosine; 0 moves at every batch
+    warmup: int = 0  # iterations of linear warm-up
+    nominal_batch: int = 0  # films per weight update by accumulation; 0 for `batch`
+    clip_norm: float = 0.0  # gradients are clipped to this norm; 0 for never
+    ema: float = 0.0  # decay per update of the averaged weights; 0 for none
+    patience: int = 0  # epochs without a better validation metric before the end; 0 for never
+    validate: bool = False  # measure and keep the best epoch on the held-out fold; False trains on everything
+    balance: Literal["none", "weights", "oversample"] = "none"  # of the classes
+
+
+@dataclass(frozen=True)
+class RcnnConfig:
+    """Faster R-CNN."""
+
+    training: Training
+    augment: Augment
+    backbone: str
+    size: int  # side of the square input in pixels, training
+    infer_size: int  # the same, inference
+    infer_batch: int
+    first_stage: int  # finest backbone stage in the pyramid (1: stride 4, 2: stride 8)
+    frozen_stages: int  # backbone stages without updates, from the first
+    pyramid_channels: int
+    anchor_sides: tuple[int, ...]  # in pixels, one per pyramid level
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    proposals_before_nms: int = 2000
+    proposals_train: int = 2000
+    proposals: int = 1000
+    boxes_per_image: int = 512  # sampled for the box head's loss
+    head_width: int = 1024
+    score_threshold: float = 0.001  # the metric never punishes a low box
+    nms_iou: float = 0.5
+    max_boxes: int = 100
+    box_loss: Literal["smooth_l1", "ciou"] = "smooth_l1"
+
+
+@dataclass(frozen=True)
+class YoloConfig:
+    """YOLOv5."""
+
+    training: Training
+    augment: Augment
+    architecture: str  # of the yolov5 package
+    size: int
+    infer_size: int
+    infer_batch: int
+    backbone: str = ""  # a pretrained network in the place of its own first ten layers; empty for its own
+    frozen_stages: int = 0
+    box_loss: Literal["GIoU", "DIoU", "CIoU"] = "GIoU"  # report, section 3.2
+    box_gain: float = 0.075  # report, equation 2
+    class_gain: float = 0.05
+    object_gain: float = 0.75
+    score_threshold: float = 0.001
+    nms_iou: float = 0.5
+    max_boxes: int = 100
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """The study classifier."""
+
+    training: Training
+    augment: Augment
+    backbone: str
+    size: int
+    infer_size: int
+    infer_batch: int
+    hidden: int = 1024  # report, section 3.4
+    dropout: float = 0.0
+    label_smoothing: float = 0.0
+    frozen: bool = True
+    views: int = 0  # augmented views whose features are computed once (frozen only); 0 runs the backbone every epoch
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """Weighted boxes fusion, then non-maximum suppression (report, section 3.3)."""
+
+    iou: float = 0.55
+    weights: tuple[float, ...] = (1.0, 1.0)  # Faster R-CNN, YOLO
+    nms_iou: float = 0.5
+    max_boxes: int = 100
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A run's whole configuration."""
+
+    name: str
+    cache_size: int  # longest side of a prepared film in pixels
+    rcnn: RcnnConfig
+    yolo: YoloConfig
+    study: StudyConfig
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    folds: int = 5
+    fold: int = 0  # held out where a stage validates
+    seed: int = 0
+
+
+FULL = Preset(
+    name="full",
+    cache_size=1024,
+    rcnn=RcnnConfig(  # report, section 3.1
+        training=Training(epochs=50, batch=10, learning_rate=0.001, validate=True),
+        augment=Augment(
+            flip=0.3, shift_rotate=0.3, degrees=20, sharpen=0.5, blur=0.25, brightness_contrast=0.3, cutouts=0.3
+        ),
+        backbone="resnext101_32x8d",
+        size=512,
+        infer_size=1024,
+        infer_batch=6,
+        first_stage=1,
+        frozen_stages=0,
+        pyramid_channels=256,
+        anchor_sides=(32, 64, 128, 256, 512),
+    ),
+    yolo=YoloConfig(  # report, section 3.2
+        training=Training(
+            epochs=35,
+            batch=3,
+            learning_rate=0.01,
+            momentum=0.937,
+            weight_decay=0.0005,
+            warmup=1000,
+            nominal_batch=64,
+            validate=True,
+        ),
+        augment=Augment(flip=0.5, flip_vertical=0.1, value_gain=0.4, mixup=0.5),
+        architecture="yolov5l",
+        size=512,
+        infer_size=512,
+        infer_batch=8,
+    ),
+    study=StudyConfig(  # report, section 3.4
+        training=Training(epochs=58, batch=15, learning_rate=0.0005, validate=True),
+        augment=Augment(flip=0.5, blur=0.3, shift_rotate=1.0, shift=0.0, degrees=20, erase=0.3, crop=224),
+        backbone="resnext101_32x8d",
+        size=256,
+        infer_size=256,
+        infer_batch=32,
+    ),
+)
+
+SMALL = Preset(
+    name="small",
+    cache_size=320,
+    rcnn=RcnnConfig(
+        training=Training(
+            epochs=8,
+            batch=4,
+            learning_rate=6e-4,
+            optimizer="adamw",
+            weight_decay=1e-4,
+            schedule="one_cycle",
+            clip_norm=10,
+        ),
+        augment=Augment(flip=0.5, brightness_contrast=0.5),
+        backbone="efficientnet_lite0",
+        size=256,
+        infer_size=256,
+        infer_batch=8,
+        first_stage=2,
+        frozen_stages=2,
+        pyramid_channels=96,
+        anchor_sides=(24, 48, 96, 160),
+        anchor_ratios=(1.0, 1.7, 2.5),
+        proposals_before_nms=400,
+        proposals_train=200,
+        proposals=100,
+        boxes_per_image=64,
+        head_width=256,
+    ),
+    yolo=YoloConfig(
+        training=Training(
+            epochs=12,
+            batch=8,
+            learning_rate=1e-3,
+            optimizer="adamw",
+            weight_decay=1e-4,
+            schedule="one_cycle",
+            clip_norm=10,
+        ),
+        augment=Augment(flip=0.5, brightness_contrast=0.5),
+        architecture="yolov5n",
+        backbone="efficientnet_lite0",
+        frozen_stages=2,
+        size=256,
+        infer_size=256,
+        infer_batch=8,
+    ),
+    study=StudyConfig(
+        training=Training(
+            epochs=40, batch=16, learning_rate=1e-3, optimizer="adamw", weight_decay=1e-2, schedule="one_cycle"
+        ),
+        augment=Augment(flip=0.5),
+        backbone="efficientnet_lite0",
+        size=320,
+        infer_size=320,
+        infer_batch=16,
+        dropout=0.5,
+        views=2,
+    ),
+)
+
+PRESETS = {"full": FULL, "small": SMALL}
+
+
+def load_preset(name: str, overrides: Mapping[str, Any] | None = None) -> Preset:
+    """A preset by name, with dotted overrides such as {"rcnn.training.epochs": 3}."""
+    if name not in PRESETS:
+        raise InputError(f"unknown preset {name!r}; choose {' or '.join(PRESETS)}")
+    return override(PRESETS[name], overrides or {})
+
+
+def override(config: Any, changes: Mapping[str, Any]) -> Any:
+    """A copy of a dataclass tree with the values at dotted keys replaced.
+
+    Raises:
+        InputError: a key that does not exist (with the nearest that does), or a value of the wrong type.
+    """
+    known = list(leaf_keys(config))
+    for key, value in changes.items():
+        config = _replace(config, key.split("."), value, key, known)
+    return config
+
+
+def _replace(config: Any, path: list[str], value: Any, key: str, known: list[str]) -> Any:
+    head, *rest = path
+    kinds = typing.get_type_hints(type(config))
+    if head not in kinds:
+        near = difflib.get_close_matches(key, known, n=1)
+        raise InputError(f"no setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    if rest:
+        child = getattr(config, head)
+        if not dataclasses.is_dataclass(child):
+            raise InputError(f"no setting {key!r}: {head!r} is a single value")
+        return dataclasses.replace(config, **{head: _replace(child, rest, value, key, known)})
+    return dataclasses.replace(config, **{head: _checked(value, kinds[head], key)})
+
+
+def _checked(value: Any, kind: Any, key: str) -> Any:
+    """The value as the annotated type; a text (from the command line) is read as that type."""
+    if dataclasses.is_dataclass(kind):
+        raise InputError(f"setting {key!r} is a group; set one of its values, for example {key}.{_first_leaf(kind)}")
+    wrong = InputError(f"setting {key!r} must be {_type_name(kind)}, not {value!r}")
+    origin = typing.get_origin(kind)
+    if origin is Literal:
+        if value not in typing.get_args(kind):
+            raise wrong
+        return value
+    if origin is tuple:
+        parts = [p for p in value.split(",") if p] if isinstance(value, str) else value
+        if not isinstance(parts, list | tuple):
+            raise wrong
+        return tuple(_checked(part, typing.get_args(kind)[0], key) for part in parts)
+    if kind is bool:
+        if isinstance(value, str) and value.lower() in ("true", "false"):
+            return value.lower() == "true"
+        if isinstance(value, bool):
+            return value
+        raise wrong
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise wrong
+    if kind is str:
+        if not isinstance(value, str):
+            raise wrong
+        return value
+    try:
+        number = kind(value)
+    except ValueError:
+        raise wrong from None
+    if kind is int and number != float(value):
+        raise wrong
+    return number
+
+
+def _type_name(kind: Any) -> str:
+    if typing.get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(repr, typing.get_args(kind)))
+    if typing.get_origin(kind) is tuple:
+        return f"a list of {typing.get_args(kind)[0].__name__}"
+    return {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}[kind.__name__]
+
+
+def _first_leaf(kind: type) -> str:
+    return dataclasses.fields(kind)[0].name
+
+
+def leaf_keys(config: Any, prefix: str = "") -> typing.Iterator[str]:
+    """The dotted keys of all single values of a dataclass tree."""
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            yield from leaf_keys(value, f"{prefix}{item.name}.")
+        else:
+            yield prefix + item.name
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The tree as plain JSON values (tuples as lists)."""
+    return dataclasses.asdict(
+        config, dict_factory=lambda pairs: {k: list(v) if isinstance(v, tuple) else v for k, v in pairs}
+    )
+
+
+def from_dict(kind: type, values: Mapping[str, Any]) -> Any:
+    """The inverse of `to_dict`; an unknown, missing or mistyped value raises InputError."""
+    if not isinstance(values, Mapping):
+        raise InputError(f"a {kind.__name__} must be an object of settings, not {values!r}")
+    kinds = typing.get_type_hints(kind)
+    built = {}
+    for name, value in values.items():
+        if name not in kinds:
+            raise InputError(f"no setting {name!r} in a {kind.__name__}")
+        child = kinds[name]
+        built[name] = from_dict(child, value) if dataclasses.is_dataclass(child) else _checked(value, child, name)
+    try:
+        return kind(**built)
+    except TypeError as error:
+        raise InputError(f"a {kind.__name__} is incomplete: {error}") from None

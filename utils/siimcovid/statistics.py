@@ -1,0 +1,67 @@
+"""What an index holds, counted: the figures 4 to 6 of the report's section 2.3, and the sizes around them.
+
+In: rows of the index (competition.py). Out: plain numbers, which a command prints and a report draws.
+"""
+
+import numpy as np
+import pandas as pd
+
+from siimcovid import LEVELS
+
+QUANTILES = (0.05, 0.5, 0.95)
+
+
+def describe(images: pd.DataFrame) -> dict:
+    """Counts of one split of the index, as JSON can hold them.
+
+    images, studies, patients, boxes                                int
+    levels                 level -> studies, in order of LEVELS
+    images_per_study       images -> studies
+    boxes_per_image        boxes -> images
+    boxes_per_level        level -> {boxes -> annotated images}
+    repeated_studies       among studies of several images, images with boxes -> studies
+    not_annotated          images whose lack of boxes says nothing
+    sizes                  [rows, columns, images], the commonest first; known sizes only
+    box_width, box_height, box_area, box_centre_x, box_centre_y
+                           [5 %, 50 %, 95 %] over all boxes, as fractions of the image; empty where there is none
+    """
+    counts = images["boxes"].map(len)
+    known = images.assign(boxed=counts > 0)[images["study_id"] != ""]
+    studies = known.groupby("study_id")
+    per_study = studies["boxed"].agg(["size", "sum"])
+    levels = studies["level"].first()
+    annotated = images["annotated"].astype(bool)
+    sizes = images[images["rows"] > 0].groupby(["rows", "columns"]).size()
+    return {
+        "images": len(images),
+        "studies": len(studies),
+        "patients": int(images["patient_id"].nunique()),
+        "boxes": int(counts.sum()),
+        "levels": {level: int((levels == level).sum()) for level in LEVELS},
+        "images_per_study": _tally(per_study["size"]),
+        "boxes_per_image": _tally(counts),
+        "boxes_per_level": {level: _tally(counts[annotated & (images["level"] == level)]) for level in LEVELS},
+        "repeated_studies": _tally(per_study["sum"][per_study["size"] > 1]),
+        "not_annotated": int((~annotated).sum()),
+        "sizes": [[*size, int(n)] for size, n in sizes.sort_values(ascending=False, kind="stable").items()],
+        **_box_quantiles(images["boxes"]),
+    }
+
+
+def box_table(boxes: pd.Series) -> pd.DataFrame:
+    """width, height, area, centre_x and centre_y of every box of an index's column, as fractions of the image."""
+    corners = np.array([box for of_image in boxes for box in of_image], dtype=float).reshape(-1, 4)
+    x1, y1, x2, y2 = corners.T
+    width, height = x2 - x1, y2 - y1
+    centre = {"centre_x": (x1 + x2) / 2, "centre_y": (y1 + y2) / 2}
+    return pd.DataFrame({"width": width, "height": height, "area": width * height, **centre})
+
+
+def _box_quantiles(boxes: pd.Series) -> dict[str, list[float]]:
+    table = box_table(boxes)
+    return {f"box_{name}": [] if table.empty else table[name].quantile(QUANTILES).tolist() for name in table}
+
+
+def _tally(values: pd.Series) -> dict[int, int]:
+    """How often each value occurs, by value."""
+    return {int(value): int(count) for value, count in values.value_counts().sort_index().items()}
