@@ -3,9 +3,11 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 SEED ?= 0
-DATA ?= runs/competition-$(SEED)
-RUN ?= $(if $(filter runs/competition-0,$(DATA)),runs/demo,runs/$(notdir $(DATA:/=)))
 WEIGHTS := runs/imagenet
+DEMO := runs/competition-$(SEED)
+DATA ?= $(DEMO)
+# results of the demo lie in runs/demo (runs/demo-SEED for another seed), those of your folder in runs/<its name>
+RUN := runs/$(if $(filter $(DEMO),$(DATA)),demo$(if $(filter 0,$(SEED)),,-$(SEED)),$(notdir $(abspath $(DATA))))
 
 export YOLO_OFFLINE := true
 export NO_ALBUMENTATIONS_UPDATE := 1
@@ -13,11 +15,11 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 .PHONY: run test lint clean
 
 run: .venv/installed $(WEIGHTS)/manifest.json  ## the notebook on the demo competition, or on DATA=FOLDER
-	@if [ "$(DATA)" = "runs/competition-$(SEED)" ]; then $(BIN)/siimcovid phantom $(DATA) --seed $(SEED); fi
+	$(if $(filter $(DEMO),$(DATA)),$(BIN)/siimcovid phantom $(DATA) --seed $(SEED))
 	@mkdir -p $(RUN)
-	$(BIN)/papermill notebooks/siim_covid19.ipynb $(RUN)/siim_covid19.ipynb -k python3 --no-log-output \
-	  -p COMPETITION_DIR $(DATA) -p WEIGHTS_DIR $(WEIGHTS) -p OUTPUT_DIR $(RUN) -p PRESET small -p MODE finetune
-	@$(BIN)/siimcovid board $(RUN)
+	$(BIN)/papermill notebooks/siim_covid19.ipynb $(RUN)/siim_covid19.ipynb -k python3 --log-output --no-progress-bar \
+	  -p COMPETITION_DIR '$(DATA)' -p WEIGHTS_DIR $(WEIGHTS) -p OUTPUT_DIR '$(RUN)' -p PRESET small -p MODE finetune
+	@$(BIN)/siimcovid board '$(RUN)'
 
 $(WEIGHTS)/manifest.json: .venv/installed
 	$(BIN)/siimcovid weights import efficientnet_lite0 --out $(WEIGHTS)

@@ -1,4 +1,4 @@
-"""DICOM files and JPEG Lossless codestreams for tests, of every kind that the films come in."""
+"""DICOM files and JPEG Lossless codestreams for tests, of every kind that films come in, and what they should show."""
 
 import struct
 import warnings
@@ -8,7 +8,10 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
+from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
+
+ROWS, COLUMNS = 23, 17
 
 
 def write(
@@ -106,3 +109,25 @@ def jpeg_lossless(pixels: np.ndarray, precision: int, predictor: int = 1, restar
             segment(0xDA, bytes([1, 1, 0, predictor, 0, 0])) + scan + b"\xff\xd9",
         )
     )
+
+
+def plain_chain(path: Path) -> np.ndarray:
+    """The usual snippet, the definition of the pixels."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dataset = pydicom.dcmread(path)
+        data = apply_voi_lut(apply_modality_lut(dataset.pixel_array, dataset), dataset).astype(np.float64)
+    if dataset.PhotometricInterpretation == "MONOCHROME1":
+        data = np.max(data) - data
+    data = data - np.min(data)
+    if np.max(data) > 0:
+        data = data / np.max(data)
+    return (data * 255).astype(np.uint8)
+
+
+def values(stored: int, signed: bool) -> np.ndarray:
+    """Stored values (ROWS, COLUMNS) that reach both ends of what `stored` bits hold, of which few occur."""
+    lowest, highest = (-(2 ** (stored - 1)), 2 ** (stored - 1) - 1) if signed else (0, 2**stored - 1)
+    drawn = np.random.default_rng(stored).normal((lowest + highest) / 2, (highest - lowest) / 6, (ROWS, COLUMNS))
+    drawn[0, :2] = lowest, highest
+    return drawn.clip(lowest, highest).astype(np.int64)

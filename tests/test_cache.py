@@ -27,6 +27,11 @@ def make(job):
     return cache._make(job)
 
 
+def make_slowly(job):
+    time.sleep(0.05)
+    return cache._make(job)
+
+
 def films(folder: Path, shapes: dict[str, tuple[int, int]]) -> pd.DataFrame:
     """Write films of noise; returns the index."""
     folder.mkdir(exist_ok=True)
@@ -123,22 +128,24 @@ def test_only_what_changed_is_made_again(tmp_path, images, monkeypatch):
 
 
 def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
-    images = films(tmp_path / "films", {f"film{k:03d}": (300, 200) for k in range(150)})
+    images = films(tmp_path / "films", {f"film{k:03d}": (30, 20) for k in range(150)})
     images.to_csv(tmp_path / "index.csv", index=False)
     folder = tmp_path / "cache"
     code = f"""
 import pandas
-from siimcovid.cache import prepare
+from siimcovid import cache
+from test_cache import make_slowly
 if __name__ == "__main__":
-    prepare(pandas.read_csv({str(tmp_path / "index.csv")!r}), {str(folder)!r}, 32, 2, progress=False)
+    cache._make = make_slowly
+    cache.prepare(pandas.read_csv({str(tmp_path / "index.csv")!r}), {str(folder)!r}, 32, 2, progress=False)
 """
-    run = subprocess.Popen([sys.executable, "-c", code])
+    run = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent)
     until = time.monotonic() + 60
     while len(pictures(folder)) < 10 and time.monotonic() < until:
-        time.sleep(0.002)
+        time.sleep(0.01)
     run.kill()
     run.wait()
-    time.sleep(0.5)  # its processes finish the films they have, and end
+    time.sleep(0.2)  # its processes finish the films they have, and end
     before = pictures(folder)
     assert 10 <= len(before) < 150
     with open(folder / "prepared.csv", "a") as journal:

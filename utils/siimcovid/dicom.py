@@ -100,7 +100,7 @@ def _picture(stored: Stored, dataset: Dataset) -> np.ndarray:
     if pixels.dtype.itemsize > 2:  # 32-bit or floating point: too many values for a table
         return _stretch(_apply_luts(pixels, dataset), dataset)
     bits = 8 * pixels.dtype.itemsize
-    patterns = pixels.view(f"u{pixels.dtype.itemsize}")
+    patterns = pixels.view(f"u{pixels.dtype.itemsize}")  # the bits as they lie there: the table is made by them
     counts = cv2.calcHist([patterns], [0], None, [2**bits], [0, 2**bits])
     occurring = np.flatnonzero(counts).astype(patterns.dtype)
     values = np.left_shift(occurring.view(pixels.dtype), stored.unused_bits)

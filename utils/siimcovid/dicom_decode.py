@@ -55,7 +55,7 @@ class Refused(ValueError):
 class Stored:
     """Stored values.
 
-    pixels: (rows, columns) for grey, (rows, columns, 3) RGB for colour, in native byte order.
+    pixels: (rows, columns) for grey, (rows, columns, 3) RGB for colour; in any byte order.
     unused_bits: so many high bits of each value are to be ignored (a signed value's sign lies below them).
     """
 
@@ -91,7 +91,7 @@ def decode(dataset: Dataset) -> Stored:
     pixels = pydicom.pixels.pixel_array(dataset, index=0)
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
         pixels = pydicom.pixels.apply_color_lut(pixels, dataset)
-    return Stored(pixels.astype(pixels.dtype.newbyteorder("="), copy=False))
+    return Stored(pixels)
 
 
 def _size(dataset: Dataset) -> tuple[int, int]:

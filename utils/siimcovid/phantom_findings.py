@@ -33,7 +33,7 @@ HEIGHTS = {
 LATERAL_TO_MEDIAL = {"typical": (1.5, 2.4), "indeterminate": (3.0, 1.4), "atypical": (2.0, 2.0)}
 TOP_TO_BOTTOM = {"typical": (2.4, 1.6), "indeterminate": (2.4, 1.4), "atypical": (2.4, 1.3)}
 #: The median share of the lung's air that a boxed finding fills.
-CONTRAST = {"typical": 0.50, "indeterminate": 0.60, "atypical": 0.75}
+CONTRAST = {"typical": 0.42, "indeterminate": 0.50, "atypical": 0.75}
 
 Box = tuple[float, float, float, float]
 
@@ -184,13 +184,13 @@ def plan(
 
     first = int(rng.integers(2))
     sides = [(first + i) % 2 for i in range(boxes)]  # one lung, then the other, then the first again
-    contrast = rng.lognormal(np.log(CONTRAST[level]), 0.40)
+    contrast = rng.lognormal(np.log(CONTRAST[level]), 0.50)
     findings = []
     for i, size in enumerate(box_sizes(rng, level, boxes)):
         floor, floors = sides[:i].count(sides[i]), sides.count(sides[i])
         box = place(rng, level, canvas, lungs[sides[i]], sides[i], size, (floor / floors, (floor + 1) / floors))
         kind = {"typical": "patches", "indeterminate": "haze"}.get(level) or str(rng.choice(["mass", "block"]))
-        findings.append(Finding(kind, box, float(np.clip(contrast * rng.uniform(0.7, 1.2), 0.15, 0.95)), seed()))
+        findings.append(Finding(kind, box, float(np.clip(contrast * rng.uniform(0.7, 1.2), 0.10, 0.95)), seed()))
     if level == "atypical" and (boxes == 0 or rng.random() < 0.6):
         side = int(rng.choice([-1, 1]))
         if boxes or rng.random() < 0.7:
