@@ -110,8 +110,18 @@ def test_bad_parameters_are_sentences(runs, tmp_path):
         ({"hours": 0}, "HOURS"),
         ({"preset": "medium"}, "full or small"),
         ({"overrides": {"rcnn.epochs": 1}}, "no setting 'rcnn.epochs'"),
+        ({"overrides": "rcnn.epochs=1"}, "OVERRIDES must be JSON"),
         ({"competition_dir": tmp_path / "none"}, "none"),
         ({"weights_dir": tmp_path}, str(tmp_path)),
     ]:
         with pytest.raises(InputError, match=said):
             pipeline.start(**{**good, "preset": "small", **bad})
+
+
+def test_local_fine_tuning_needs_no_weights_folder(runs, tmp_path):
+    run = pipeline.start(
+        str(runs["competition"]), "", str(tmp_path), "small", "finetune", 9, '{"yolo.training.epochs": 1}'
+    )
+    assert run.preset.yolo.training.epochs == 1
+    assert weights.read_manifest(run.weights).keys() == {"efficientnet_lite0.safetensors"}
+    assert validate.validate(tmp_path / "submission.csv", runs["competition"] / "sample_submission.csv").faults == []

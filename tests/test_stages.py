@@ -53,6 +53,13 @@ def test_detections_table(films):
     assert table.iloc[0, 2:].tolist() == pytest.approx([0.9, *BOX])
 
 
+def test_mirrored_films_give_boxes_of_the_films_themselves(films):
+    folder, images = films
+    table = predict("rcnn", SMALL.rcnn, Fixed([(BOX, 0.9)]), images.head(1), folder, flip=True)
+    assert table["model"].tolist() == ["rcnn_flip"]
+    assert table.iloc[0, 3:].tolist() == pytest.approx([1 - BOX[2], BOX[1], 1 - BOX[0], BOX[3]])
+
+
 def test_levels_are_the_mean_over_a_studys_films(films):
     folder, images = films
     two = images.head(2).assign(study_id="one")

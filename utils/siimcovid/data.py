@@ -26,8 +26,37 @@ from siimcovid.presets import Augment
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or the import below looks for a network
 import albumentations
 
-#: Decoded films are kept in memory up to this many bytes; beyond it they are decoded again in every epoch.
+
+class Memory:
+    """Films that were decoded and resized, for the next epoch or the next model: the first `limit` bytes of them."""
+
+    def __init__(self, limit: int):
+        self.films: dict[tuple, np.ndarray] = {}  # by path, length, date and side
+        self.free = limit
+
+    def square(self, folder: Path, image_id: str, side: int) -> np.ndarray:
+        """A cached film stretched to a square (side, side) uint8 array, which is not to be written to."""
+        try:
+            state = os.stat(folder / f"{image_id}.png")
+            key = folder, image_id, side, state.st_size, state.st_mtime_ns
+        except OSError:
+            key = None  # cache.read says what is wrong
+        if key in self.films:
+            return self.films[key]
+        pixels = cache.read(folder, image_id)
+        shrinks = max(pixels.shape) > side
+        square = cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+        if square.nbytes <= self.free:
+            self.free -= square.nbytes
+            self.films[key] = square
+        return square
+
+
+#: Bytes of films that a training set may keep in memory; the rest is decoded again in every epoch.
 MEMORY_LIMIT = 2 << 30
+
+#: What predictions keep for the models that look at the same films after them. Few, so that memory stays flat.
+SHARED = Memory(128 << 20)
 
 
 def transforms(augment: Augment, seed: int) -> albumentations.Compose:
@@ -65,32 +94,31 @@ class Films(Dataset):
         size: side of the square in pixels.
         augment: random changes, or None for the film as it is.
         seed: of the changes.
+        memory: where decoded films are kept; by default one of its own.
     """
 
-    def __init__(self, images: pd.DataFrame, folder: Path, size: int, augment: Augment | None = None, seed: int = 0):
+    def __init__(
+        self,
+        images: pd.DataFrame,
+        folder: Path,
+        size: int,
+        augment: Augment | None = None,
+        seed: int = 0,
+        memory: Memory | None = None,
+    ):
         self.image_ids = images["image_id"].tolist()
         self.boxes = [np.asarray(boxes, np.float32).reshape(-1, 4) for boxes in images["boxes"]]
         self.levels = [LEVELS.index(level) if level in LEVELS else -1 for level in images["level"]]
         self.folder, self.size, self.augment, self.seed = Path(folder), size, augment, seed
         self.transforms = transforms(augment, seed) if augment else None
-        keep = len(images) * size * size <= MEMORY_LIMIT
-        self.memory: list[np.ndarray | None] | None = [None] * len(images) if keep else None
+        self.memory = memory or Memory(MEMORY_LIMIT)
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def film(self, number: int) -> np.ndarray:
         """Film `number` as a square (S, S) uint8 array."""
-        if self.memory is not None and self.memory[number] is not None:
-            return self.memory[number]
-        pixels = cache.read(self.folder, self.image_ids[number])
-        shrinks = max(pixels.shape) > self.size
-        square = cv2.resize(
-            pixels, (self.size, self.size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        )
-        if self.memory is not None:
-            self.memory[number] = square
-        return square
+        return self.memory.square(self.folder, self.image_ids[number], self.size)
 
     def __getitem__(self, ticket: int) -> dict:
         """Sample of a ticket of EpochSampler: epoch * len + number. A plain number is epoch 0."""

@@ -117,10 +117,20 @@ def start(
     preset: str = "full",
     mode: str = "infer",
     hours: float = 9.0,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | str | None = None,
 ) -> Run:
-    """Find the inputs, read the index and write the first, valid submission from the train set's frequencies."""
+    """Find the inputs, read the index and write the first, valid submission from the train set's frequencies.
+
+    The arguments are the notebook's parameters; `overrides` may be JSON text, as papermill's `-p` passes it.
+    """
     begin = time.monotonic()
+    if isinstance(overrides, str):
+        try:
+            overrides = json.loads(overrides or "{}")
+        except ValueError:
+            raise InputError(
+                f'OVERRIDES must be JSON such as {{"rcnn.training.epochs": 3}}, not {overrides!r}'
+            ) from None
     if mode not in ("finetune", "infer"):
         raise InputError(f"MODE must be 'finetune' or 'infer', not {mode!r}")
     if not hours > 0:
@@ -130,11 +140,21 @@ def start(
     folder.mkdir(parents=True, exist_ok=True)
     splits = ("train", "test") if mode == "finetune" else ("test",)
     found = competition.load(find_competition(competition_dir), splits=splits)
-    run = Run(settings, mode, found, find_weights(weights_dir), folder, hours, begin)
+    run = Run(settings, mode, found, starting_weights(weights_dir, settings, mode, folder), folder, hours, begin)
     with run.timed("index"):
         competition.write_index(found.images, folder / "index.csv")
         submission.prior_submission(found.sample, folder / "submission.csv", priors(run))
     return run
+
+
+def starting_weights(explicit: str, settings: Preset, mode: str, folder: Path) -> Path:
+    """The weights folder; for fine-tuning `small` where none is named or mounted, one from the installed package."""
+    try:
+        return find_weights(explicit)
+    except InputError:
+        if explicit or mode != "finetune" or settings.rcnn.backbone != "efficientnet_lite0":
+            raise
+    return weights.import_weights("efficientnet_lite0", None, folder / "imagenet").parent
 
 
 def priors(run: Run) -> submission.Priors:
@@ -179,16 +199,20 @@ def stage_file(run: Run, stage: str) -> Path:
 def detect(run: Run) -> pd.DataFrame:
     """Boxes of each detector and of their ensemble on the test films."""
     with run.timed("detect"):
-        tables = []
+        fusion, tables = run.preset.fusion, []
         for stage in checkpoint.DETECTORS:
             _, config, model = checkpoint.load(stage_file(run, stage))
-            tables.append(predict(stage, config, model, run.test, run.cache))
+            tables += [
+                predict(stage, config, model, run.test, run.cache, flip)
+                for flip in ((False, True) if fusion.flips else (False,))
+            ]
         found = pd.concat(tables, ignore_index=True)
-        fusion = run.preset.fusion
+        weight = dict(zip(checkpoint.DETECTORS, fusion.weights, strict=True))
+        weight |= {f"{stage}_flip": value for stage, value in weight.items()} if fusion.flips else {}
         fused = fuse(
             found,
-            checkpoint.DETECTORS,
-            weights=fusion.weights,
+            list(weight),
+            weights=list(weight.values()),
             iou=fusion.iou,
             nms_iou=fusion.nms_iou,
             max_boxes=fusion.max_boxes,

@@ -14,19 +14,23 @@ from torch import nn
 from tqdm import tqdm
 
 from siimcovid import LEVELS
-from siimcovid.data import Films, loader
+from siimcovid.data import SHARED, Films, loader
+from siimcovid.models.backbone import for_inference
 
 DETECTION_COLUMNS = ["image_id", "model", "score", "x1", "y1", "x2", "y2"]
 
 
-def predict(stage: str, config: Any, model: nn.Module, images: pd.DataFrame, cache: Path) -> pd.DataFrame:
+def predict(
+    stage: str, config: Any, model: nn.Module, images: pd.DataFrame, cache: Path, flip: bool = False
+) -> pd.DataFrame:
     """Predict films of the index that lie in the cache: a detections table for a detector, levels for `study`.
 
-    On a GPU the model runs under autocast; on the CPU in float32. The model is left in evaluation mode.
+    On a GPU the model runs under autocast; on the CPU in float32. What runs is a copy made for inference. With `flip`
+    it sees mirrored films; the boxes come back as of the films themselves, under the model name "<stage>_flip".
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = model.to(device).eval()
-    films = Films(images, cache, config.infer_size)
+    model = for_inference(model.to(device))
+    films = Films(images, cache, config.infer_size, memory=SHARED)
     crop = config.augment.crop
     rows = []
     for batch in tqdm(loader(films, config.infer_batch), desc=f"predict {stage}", unit="batch", mininterval=2):
@@ -34,6 +38,8 @@ def predict(stage: str, config: Any, model: nn.Module, images: pd.DataFrame, cac
         if crop:
             start = (pixels.shape[-1] - crop) // 2
             pixels = pixels[..., start : start + crop, start : start + crop]
+        if flip:
+            pixels = pixels.flip(-1)
         with torch.autocast(device.type, enabled=device.type == "cuda"):
             output = model.predict(pixels)
         if stage == "study":
@@ -50,7 +56,9 @@ def predict(stage: str, config: Any, model: nn.Module, images: pd.DataFrame, cac
     counts = [len(found) for found in rows]
     values = np.concatenate(rows).astype(np.float64) if rows else np.empty((0, 5))
     table = pd.DataFrame(values, columns=DETECTION_COLUMNS[2:])
-    table.insert(0, "model", stage)
+    if flip:
+        table["x1"], table["x2"] = 1 - table["x2"], 1 - table["x1"]
+    table.insert(0, "model", f"{stage}_flip" if flip else stage)
     table.insert(0, "image_id", np.repeat(images["image_id"].to_numpy(), counts))
     return table
 

@@ -5,8 +5,11 @@ Two architectures: torchvision's ResNeXt-101 32x8d (report, section 3.1) and Eff
 Le 2019, the "lite" variant without squeeze-and-excitation), whose ImageNet weights come as a Python package.
 """
 
+import copy
+
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.models import resnext101_32x8d
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -90,3 +93,30 @@ def freeze_batch_norm(module: nn.Module) -> nn.Module:
     for name, child in module.named_children():
         setattr(module, name, freeze_batch_norm(child))
     return module
+
+
+def for_inference(model: nn.Module) -> nn.Module:
+    """A copy of a model that predicts the same, up to rounding, and faster: channels last, batch norms folded.
+
+    A batch norm (frozen or not) that stands right behind a convolution among a module's children, as it does in all
+    networks here, becomes part of the convolution's weights and bias. The copy cannot be trained.
+    """
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    for module in list(model.modules()):
+        before = None
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.BatchNorm2d | FrozenBatchNorm2d) and isinstance(before, nn.Conv2d):
+                _fold(before, child)
+                setattr(module, name, nn.Identity())
+            before = child
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):  # not Module.to: yolov5 would convert its grids too, which have five axes
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+    return model
+
+
+def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d | FrozenBatchNorm2d) -> None:
+    """Let a convolution do what the batch norm behind it does with its running statistics."""
+    statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    weight, bias = fuse_conv_bn_weights(convolution.weight, convolution.bias, *statistics)
+    convolution.weight, convolution.bias = weight.requires_grad_(False), bias.requires_grad_(False)
