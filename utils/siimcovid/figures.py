@@ -1,9 +1,11 @@
-"""Pictures for the notebook and the README, drawn by matplotlib."""
+"""Pictures for the notebook and the README, drawn by matplotlib.
+
+Each is a Figure of its own, outside pyplot: yolov5 switches pyplot's backend when it is imported.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -34,9 +36,8 @@ def gallery(
         threshold: boxes of a lower score are not drawn.
     """
     columns = [TRUTH, *models] if truth is not None else list(models)
-    figure, axes = plt.subplots(
-        len(films), len(columns), figsize=(2.6 * len(columns), 2.3 * len(films)), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(2.6 * len(columns), 2.3 * len(films)), layout="constrained")
+    axes = figure.subplots(len(films), len(columns), squeeze=False)
     answers = {} if truth is None else dict(zip(truth["image_id"], truth["boxes"], strict=True))
     for line, image_id in zip(axes, films["image_id"], strict=True):
         pixels = cache.read(folder, image_id)
@@ -70,10 +71,10 @@ def draw_box(axis: Axes, box: Sequence[float], shape: tuple[int, int], colour: s
 def learning_curves(folder: Path) -> Figure:
     """The loss of each epoch for every stage whose metrics lie in `folder`."""
     tables = sorted(Path(folder).glob("*.metrics.csv"))
-    figure, axes = plt.subplots(1, max(1, len(tables)), figsize=(3.2 * max(1, len(tables)), 2.4), squeeze=False)
+    figure = Figure(figsize=(3.2 * max(1, len(tables)), 2.4), layout="constrained")
+    axes = figure.subplots(1, max(1, len(tables)), squeeze=False)
     for axis, path in zip(axes[0], tables, strict=False):
         table = pd.read_csv(path)
         axis.plot(table["epoch"], table["loss"], color="#4361ee")
         axis.set(title=path.name.split(".")[0], xlabel="epoch", ylabel="training loss")
-    figure.tight_layout()
     return figure
