@@ -12,7 +12,7 @@ RUN := runs/$(if $(filter $(DEMO),$(DATA)),demo$(if $(filter 0,$(SEED)),,-$(SEED
 export YOLO_OFFLINE := true
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: run test lint clean
+.PHONY: run test lint bench clean
 
 run: .venv/installed $(WEIGHTS)/manifest.json  ## the notebook on the demo competition, or on DATA=FOLDER
 	$(if $(filter $(DEMO),$(DATA)),$(BIN)/siimcovid phantom $(DATA) --seed $(SEED))
@@ -27,6 +27,10 @@ $(WEIGHTS)/manifest.json: .venv/installed
 test: .venv/installed  ## all tests
 	$(BIN)/python -m pytest
 
+bench: .venv/installed  ## speed beside the plain way of doing it
+	@mkdir -p runs
+	$(BIN)/siimcovid bench --out runs/bench.json
+
 lint: .venv/installed  ## style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -36,5 +40,5 @@ clean:  ## remove what was made, the virtual environment included
 
 .venv/installed: pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -c requirements.lock -e '.[demo,test]'
+	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -c requirements.lock -e '.[demo,test,web]'
 	@touch $@

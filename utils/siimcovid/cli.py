@@ -20,6 +20,8 @@ VERBS = {
     "train": "train one stage",
     "validate": "check a submission's format",
     "board": "show a run's scoreboard",
+    "serve": "serve the web page",
+    "bench": "measure speed beside the plain way",
     "score": "score a submission with the competition's metric",
 }
 

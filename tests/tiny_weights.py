@@ -1,0 +1,24 @@
+"""A weights folder whose models are as small as they get and know nothing, for tests of what stands around them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from siimcovid import checkpoint, weights
+from siimcovid.presets import load_preset
+
+SIDE = 96
+
+
+def write_weights(folder: Path, stages: Sequence[str] = tuple(checkpoint.STAGES)) -> Path:
+    """Write these stages of the small preset at 96 pixels with random weights, and their manifest."""
+    sides = {f"{stage}.{key}": SIDE for stage in checkpoint.STAGES for key in ("size", "infer_size")}
+    preset = load_preset("small", sides)
+    for stage in stages:
+        torch.manual_seed(0)
+        config = getattr(preset, stage)
+        path = folder / f"{stage}.safetensors"
+        checkpoint.save(path, checkpoint.build_model(stage, config), stage, config)
+        weights.register_trained(path, stage, preset, "nothing")
+    return folder

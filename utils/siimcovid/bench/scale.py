@@ -1,0 +1,140 @@
+"""Time and memory over the number of films, from DICOM files to fused boxes, each number in a process of its own.
+
+The films are small (a phantom of 160 x 128, shifted) and the models look at 64 pixels, so that what grows with the
+number of films is seen, and not what a film costs.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+from siimcovid.files import atomic_path
+
+COUNTS = (100, 1000, 6000)
+SHAPE, CACHE_SIZE, SIDE = (160, 128), 128, 64
+
+
+def write_films(folder: Path, count: int) -> None:
+    """Write `count` DICOM files, all different, as <study>/<series>/<image>.dcm below `folder`."""
+    from pydicom.uid import ExplicitVRLittleEndian
+
+    from siimcovid.bench.films import write_dicom
+    from siimcovid.phantom import render
+    from siimcovid.phantom_anatomy import Anatomy
+
+    pixels = render(Anatomy.draw(0), "typical", 2, SHAPE, 0).pixels
+    template = write_dicom(folder / "template", ExplicitVRLittleEndian, pixels).read_bytes()
+    size = 2 * pixels.size
+    header, stored = template[:-size], np.frombuffer(template[-size:], "<u2").reshape(SHAPE)
+    (folder / "template").unlink()
+    for k in range(count):
+        place = folder / f"{k:05d}" / f"{k:05d}"
+        place.mkdir(parents=True)
+        shifted = np.roll(stored, (k % SHAPE[0], k // SHAPE[0]), (0, 1))
+        (place / f"{k:05d}.dcm").write_bytes(header + shifted.tobytes())
+
+
+class Peak(threading.Thread):
+    """The highest memory of this process and those it started, in bytes, looked at ten times a second."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.bytes, self.done = 0, threading.Event()
+
+    def run(self) -> None:
+        import psutil
+
+        while not self.done.wait(0.1):
+            used = 0
+            for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+                try:
+                    used += process.memory_info().rss
+                except psutil.NoSuchProcess:
+                    continue
+            self.bytes = max(self.bytes, used)
+
+
+def measure(count: int) -> dict:
+    """Index, prepare, predict and fuse `count` films: {"films", "peak_bytes", "seconds": {step: s}}."""
+    import torch
+
+    from siimcovid import cache, checkpoint
+    from siimcovid.fuse import fuse
+    from siimcovid.headers import scan_films
+    from siimcovid.predict import predict
+    from siimcovid.presets import SMALL, override
+
+    import pandas as pd  # isort: skip
+
+    torch.manual_seed(0)
+    seconds, begin = {}, 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        write_films(Path(folder, "test"), count)
+        peak = Peak()
+        peak.start()
+
+        def lap(step: str) -> None:
+            nonlocal begin
+            now = time.perf_counter()
+            if step:
+                seconds[step] = now - begin
+            begin = now
+
+        lap("")
+        images = scan_films(Path(folder, "test"), progress=False).table.assign(level=None)
+        images["boxes"] = [[]] * count
+        lap("index")
+        assert cache.prepare(images, Path(folder, "cache"), CACHE_SIZE, progress=False).empty
+        lap("prepare")
+        tables = []
+        for stage in checkpoint.STAGES:
+            config = override(getattr(SMALL, stage), {"infer_size": SIDE, "infer_batch": 32})
+            model = checkpoint.build_model(stage, config)
+            tables.append(predict(stage, config, model, images, Path(folder, "cache")))
+        lap("predict")
+        fuse(pd.concat(tables[:2], ignore_index=True), checkpoint.DETECTORS)
+        lap("fuse")
+        peak.done.set()
+    return {"films": count, "peak_bytes": peak.bytes, "seconds": seconds}
+
+
+def plot(path: Path) -> list[dict]:
+    """Measure COUNTS and draw seconds and memory over them into a PNG; returns the measurements."""
+    found = []
+    for count in COUNTS:
+        done = subprocess.run(
+            [sys.executable, "-m", "siimcovid.bench.scale", str(count)], stdout=subprocess.PIPE, check=True
+        )
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+        print(found[-1], flush=True)
+    draw(found, path)
+    print(path)
+    return found
+
+
+def draw(found: list[dict], path: Path) -> None:
+    """Two panels over the number of films: seconds of the steps, one upon the other, and peak memory."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3), dpi=100, layout="constrained")
+    time_axes, memory_axes = figure.subplots(1, 2)
+    films = [row["films"] for row in found]
+    steps = list(found[0]["seconds"])
+    time_axes.stackplot(films, *([row["seconds"][step] for row in found] for step in steps), labels=steps, alpha=0.8)
+    time_axes.plot(films, [sum(row["seconds"].values()) for row in found], "ko")
+    time_axes.set(xlabel="films", ylabel="seconds", xlim=(0, None), ylim=(0, None))
+    time_axes.legend(loc="upper left")
+    memory_axes.plot(films, [row["peak_bytes"] / 2**20 for row in found], "ko-")
+    memory_axes.set(xlabel="films", ylabel="peak memory of all processes, MiB", xlim=(0, None), ylim=(0, None))
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary)
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(int(sys.argv[1]))))
