@@ -28,6 +28,7 @@ def write_films(folder: Path, count: int) -> None:
     from siimcovid.phantom import render
     from siimcovid.phantom_anatomy import Anatomy
 
+    folder.mkdir(parents=True, exist_ok=True)
     pixels = render(Anatomy.draw(0), "typical", 2, SHAPE, 0).pixels
     template = write_dicom(folder / "template", ExplicitVRLittleEndian, pixels).read_bytes()
     size = 2 * pixels.size
@@ -94,7 +95,8 @@ def measure(count: int) -> dict:
         lap("prepare")
         tables = []
         for stage in checkpoint.STAGES:
-            config = override(getattr(SMALL, stage), {"infer_size": SIDE, "infer_batch": 32})
+            smaller = {"infer_size": SIDE, "infer_batch": 32} | ({"proposals": 20} if stage == "rcnn" else {})
+            config = override(getattr(SMALL, stage), smaller)
             model = checkpoint.build_model(stage, config)
             tables.append(predict(stage, config, model, images, Path(folder, "cache")))
         lap("predict")
