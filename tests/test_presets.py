@@ -19,7 +19,6 @@ REPORT = [
     ("rcnn.training.nesterov", True, "3.1"),
     ("rcnn.training.floor", 0.05, "3.1, equation 1"),
     ("rcnn.training.step_epochs", 2, "3.1"),
-    ("rcnn.box_loss", "smooth_l1", "3.1"),
     ("rcnn.augment.flip", 0.3, "3.1"),
     ("rcnn.augment.shift_rotate", 0.3, "3.1"),
     ("rcnn.augment.degrees", 20, "3.1"),

@@ -54,7 +54,7 @@ class Training:
     ema: float = 0.0  # decay per update of the averaged weights; 0 for none
     patience: int = 0  # epochs without a better validation metric before the end; 0 for never
     validate: bool = False  # measure and keep the best epoch on the held-out fold; False trains on everything
-    balance: Literal["none", "weights", "oversample"] = "none"  # of the classes
+    balance: Literal["none", "oversample"] = "none"  # of the levels among the films drawn
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,6 @@ class RcnnConfig:
     score_threshold: float = 0.001  # the metric never punishes a low box
     nms_iou: float = 0.5
     max_boxes: int = 100
-    box_loss: Literal["smooth_l1", "ciou"] = "smooth_l1"
 
 
 @dataclass(frozen=True)
