@@ -23,7 +23,7 @@ COPY --from=demo /demo /demo
 RUN chmod -R a+rX /demo && useradd --uid 10001 --create-home siimcovid
 USER 10001
 # what libraries want to write at import goes where a read-only container can write
-ENV MPLCONFIGDIR=/tmp/matplotlib YOLOV5_CONFIG_DIR=/tmp NUMBA_CACHE_DIR=/tmp/numba PYTHONUNBUFFERED=1
+ENV MPLCONFIGDIR=/tmp/matplotlib YOLO_CONFIG_DIR=/tmp YOLOV5_CONFIG_DIR=/tmp NUMBA_CACHE_DIR=/tmp/numba PYTHONUNBUFFERED=1
 EXPOSE 5000
 HEALTHCHECK --start-period=60s --interval=30s --timeout=5s \
   CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:5000/healthz', timeout=4)"]
