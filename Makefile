@@ -12,7 +12,7 @@ RUN := runs/$(if $(filter $(DEMO),$(DATA)),demo$(if $(filter 0,$(SEED)),,-$(SEED
 export YOLO_OFFLINE := true
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: run test lint bench clean
+.PHONY: run test lint bench kaggle kaggle-check push clean
 
 run: .venv/installed $(WEIGHTS)/manifest.json  ## the notebook on the demo competition, or on DATA=FOLDER
 	$(if $(filter $(DEMO),$(DATA)),$(BIN)/siimcovid phantom $(DATA) --seed $(SEED))
@@ -30,6 +30,15 @@ test: .venv/installed  ## all tests
 bench: .venv/installed  ## speed beside the plain way of doing it
 	@mkdir -p runs
 	$(BIN)/siimcovid bench --out runs/bench.json
+
+kaggle: .venv/installed  ## the datasets and the kernel for Kaggle: OWNER=name once, WEIGHTS=FOLDER for other weights
+	$(BIN)/siimcovid kaggle build $(if $(OWNER),--owner '$(OWNER)') $(if $(filter file,$(origin WEIGHTS)),,--weights '$(WEIGHTS)')
+
+kaggle-check: .venv/installed  ## execute them as Kaggle would
+	$(BIN)/siimcovid kaggle check
+
+push: .venv/installed  ## upload them with Kaggle's own client
+	$(BIN)/siimcovid kaggle push
 
 lint: .venv/installed  ## style and format
 	$(BIN)/ruff check .

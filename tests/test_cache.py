@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -191,3 +192,32 @@ def test_the_command(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed == f"{out}: 1 films of 3\n{out / 'failures.csv'}: 2 cannot be read (b, c)\n"
     assert cache.read(out, "a").shape == (25, 20)
+
+
+def test_parts_make_the_same_as_one(tmp_path, images):
+    """Two machines with one folder: each makes its films, and a last call has nothing to do but to join the tables."""
+    whole = cache.prepare(images, tmp_path / "whole", 64, workers=1, progress=False)
+    for part in (0, 1):
+        cache.prepare(images, tmp_path / "shared", 64, workers=1, progress=False, part=(part, 2))
+        journal = (tmp_path / "shared" / f"prepared-{part}-of-2.csv").read_text().splitlines()[1:]
+        mine = set(images["image_id"].iloc[part::2])
+        assert {line.split(",")[0] for line in journal} <= set(images["image_id"])
+        assert mine - set(whole["image_id"]) <= {line.split(",")[0] for line in journal}
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "shared").glob("*.png")}
+    joined = cache.prepare(images, tmp_path / "shared", 64, workers=1, progress=False)
+    assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "shared").glob("*.png")}
+    assert joined.to_dict("records") == whole.to_dict("records")
+    names = sorted(path.name for path in (tmp_path / "whole").glob("*.png"))
+    assert names == sorted(path.name for path in stamps)
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg", ".JPEG"])
+def test_films_that_are_pictures(tmp_path, ending):
+    pixels = np.tile(np.arange(0, 240, 2, dtype=np.uint8), (80, 1))
+    cv2.imwrite(str(tmp_path / f"film{ending}"), cv2.merge([pixels] * 3))
+    (tmp_path / f"broken{ending}").write_bytes(b"nothing")
+    rows = [{"image_id": name, "path": str(tmp_path / f"{name}{ending}")} for name in ("film", "broken")]
+    failures = cache.prepare(pd.DataFrame(rows), tmp_path / "cache", 120, workers=1, progress=False)
+    assert failures["image_id"].tolist() == ["broken"]
+    assert "no whole PNG or JPEG" in failures["reason"].iloc[0]
+    assert np.abs(cache.read(tmp_path / "cache", "film").astype(int) - pixels).max() <= (0 if ending == ".png" else 3)

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 import torch
 
-from siimcovid.data import EpochSampler, Films, centre_crop, collate, loader
+from siimcovid.data import CircularCutouts, EpochSampler, Films, centre_crop, collate, loader, transforms
+from siimcovid.nih import LABELS
 from siimcovid.presets import FULL, Augment
 
 BOX = [0.25, 0.5, 0.5, 0.75]  # of a film of 200 x 120: columns 30 to 60, rows 100 to 150
@@ -131,3 +132,31 @@ def test_loader_batches_in_order(films):
 def test_unknown_level_is_minus_one(films):
     folder, images = films
     assert collate([Films(images.assign(level=None), folder, 64)[0]])["levels"].tolist() == [-1]
+
+
+def test_a_cutout_is_a_disc():
+    film = np.full((200, 200, 1), 255, np.uint8)
+    pixels = CircularCutouts().apply(film, discs=[(60, 90, 20)])[:, :, 0]
+    rows, columns = np.mgrid[:200, :200]
+    distance = np.hypot(rows - 90, columns - 60)
+    assert (pixels[distance < 19] == 0).all()
+    assert (pixels[distance > 21] == 255).all()
+    assert (film == 255).all()
+
+
+def test_one_to_six_cutouts_and_boxes_stay():
+    pipeline = transforms(Augment(cutouts=1.0), seed=0)
+    film, counts = np.full((200, 200, 1), 255, np.uint8), set()
+    for seed in range(40):
+        pipeline.set_random_seed(seed)
+        changed = pipeline(image=film, bboxes=np.array([[0.1, 0.1, 0.9, 0.9]]))
+        assert changed["bboxes"] == pytest.approx(np.array([[0.1, 0.1, 0.9, 0.9]]))
+        counts.add(cv2.connectedComponents((changed["image"][:, :, 0] == 0).astype(np.uint8))[0] - 1)
+    assert {1, 5} < counts <= {1, 2, 3, 4, 5, 6}
+
+
+def test_findings_come_with_the_films(films):
+    folder, images = films
+    table = pd.DataFrame(np.eye(15, dtype=int)[: len(images)], columns=list(LABELS), index=images.index)
+    batch = next(iter(loader(Films(images.join(table), folder, 32), 2)))
+    assert batch["findings"].tolist() == np.eye(15)[:2].tolist()

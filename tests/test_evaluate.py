@@ -1,18 +1,34 @@
-"""The report's two tables, by hand and against scikit-learn."""
+"""The report's two tables, curves and calibration, by hand and against scikit-learn; `siimcovid score` of several."""
 
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score, average_precision_score, confusion_matrix, precision_recall_fscore_support
 
-from siimcovid import LEVEL_COLUMNS, LEVELS
+from run_folder import write_run
+from siimcovid import CLASSES, LEVEL_COLUMNS, LEVELS
+from siimcovid.cli import main
 from siimcovid.errors import InputError
-from siimcovid.evaluate import as_text, box_figures, level_figures
-from siimcovid.metric import average_precisions, compare, match_classes
+from siimcovid.evaluate import (
+    as_text,
+    box_figures,
+    evaluate,
+    f1_by_threshold,
+    level_figures,
+    precision_recall,
+    reliability,
+    score_table,
+    table_1,
+    table_2,
+)
+from siimcovid.metric import Matches, area, compare, match_classes
 
 
-def box_comparison():
-    """Three true boxes: found at .9, at .5, and never. False positives at .7 and .2, and at .6 a repeat."""
+def box_tables():
+    """A submission, and the truth's images and studies.
+
+    Three true boxes: found at .9, at .5, and never. False positives at .7 and .2, and at .6 a repeat.
+    """
     images = pd.DataFrame(
         {
             "id": ["a_image", "b_image", "c_image"],
@@ -27,7 +43,7 @@ def box_comparison():
         "opacity .7 0 0 10 10",
     ]
     ids = ["s_study", *images["id"]]
-    return compare(pd.DataFrame({"id": ids, "PredictionString": strings}), images, studies)
+    return pd.DataFrame({"id": ids, "PredictionString": strings}), images, studies
 
 
 @pytest.mark.parametrize(
@@ -41,7 +57,7 @@ def test_boxes_at_a_threshold(threshold, hits, kept):
         "recall": recall,
         "precision": precision,
     }
-    matches = match_classes(box_comparison())
+    matches = match_classes(compare(*box_tables()))
     assert box_figures(matches["opacity"], threshold) == pytest.approx(expected)
 
 
@@ -83,14 +99,121 @@ def test_a_study_without_level_is_refused():
 
 
 def test_text_shows_every_figure():
-    comparison = box_comparison()
-    matches = match_classes(comparison)
-    figures = box_figures(matches["opacity"], 0.5), level_figures(comparison, matches)
-    text = as_text(average_precisions(matches), *figures, 0.5)
+    text = as_text(evaluate("mine", *box_tables(), threshold=0.5))
     for part in (
         "opacity         0.5000",
         "precision 0.5000",
+        "confidence 0.5 and above",
         "no typical, indeterminate, atypical",
         "accuracy 1.0000",
     ):
         assert part in text
+
+
+def ranked(seed=0, count=300):
+    """Predictions of one class in the order of their confidence, some with the same."""
+    rng = np.random.default_rng(seed)
+    confidence = np.sort(rng.integers(0, 60, count) / 60)[::-1]
+    hit = rng.random(count) < confidence
+    return Matches(confidence, hit, int(hit.sum()) + 7)
+
+
+def test_the_curve_holds_the_area():
+    matches = ranked()
+    recall, precision = precision_recall(matches)
+    assert precision.sum() / matches.truths == pytest.approx(area(matches))
+    assert recall[0] == 1 / matches.truths
+    assert recall[-1] == matches.hit.sum() / matches.truths
+    assert (np.diff(precision) <= 0).all()
+
+
+def test_f1_at_every_threshold():
+    matches = ranked()
+    for confidence, f1 in zip(*f1_by_threshold(matches), strict=True):
+        assert f1 == pytest.approx(box_figures(matches, confidence)["F1"])
+    assert len(f1_by_threshold(matches)[0]) == len(set(matches.confidence))
+
+
+def test_curves_of_nothing():
+    nothing = Matches(np.empty(0), np.empty(0, dtype=bool), 3)
+    assert [len(part) for part in (*precision_recall(nothing), *f1_by_threshold(nothing))] == [0, 0, 0, 0]
+    assert np.isnan(reliability(nothing).error)
+
+
+def test_calibration_by_hand():
+    """In ten bins: .05 and .15 in the first two, 1.0 in the last with .95, of which one in two is true."""
+    matches = Matches(np.array([1.0, 0.95, 0.15, 0.05]), np.array([True, False, True, False]), 9)
+    found = reliability(matches)
+    assert found.count.tolist() == [1, 1, 0, 0, 0, 0, 0, 0, 0, 2]
+    assert found.confidence[[0, 1, 9]].tolist() == pytest.approx([0.05, 0.15, 0.975])
+    assert found.frequency[[0, 1, 9]].tolist() == [0, 1, 0.5]
+    assert np.isnan(found.frequency[2:9]).all()
+    assert found.error == pytest.approx((0.05 + 0.85 + 2 * 0.475) / 4)
+
+
+def test_confidences_that_are_no_probabilities_have_no_calibration():
+    assert np.isnan(reliability(Matches(np.array([1.5, 0.5]), np.array([True, True]), 2)).error)
+
+
+def test_opacity_is_calibrated_from_the_threshold_up():
+    """The submission's boxes have .9, .7, .6, .5 and .2."""
+    counts = [evaluate("mine", *box_tables(), threshold=t).calibration["opacity"].count.sum() for t in (0, 0.3, 0.65)]
+    assert counts == [5, 4, 2]
+
+
+def test_tables_side_by_side():
+    evaluations = [evaluate(name, *box_tables(), threshold=t) for name, t in (("first", 0.5), ("second", 0.9))]
+    scores, boxes, levels = score_table(evaluations), table_1(evaluations), table_2(evaluations)
+    assert scores.shape == (2, 7)
+    assert scores.loc["first", "opacity"] == pytest.approx(0.5)
+    assert boxes.index.tolist() == ["mAP@.50", "F1-score", "mean recall", "mean precision", "threshold"]
+    assert boxes["second"].tolist() == pytest.approx([0.5, 0.5, 1 / 3, 1.0, 0.9])
+    assert levels.index.tolist() == ["accuracy", "mean recall", "mean precision", "F1-score", "mAP"]
+    assert levels["first"].tolist() == [1.0] * 5
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("evaluate"))
+
+
+def test_score_of_a_run(run, tmp_path, capsys):
+    assert main(["score", str(run), "--out", str(tmp_path / "out"), "--json", str(tmp_path / "scores.json")]) == 0
+    said = capsys.readouterr().out
+    assert "rcnn" in said
+    assert "0.5500" in said  # opacity, worked by hand in test_report
+    tables = {
+        name: pd.read_csv(tmp_path / "out" / f"{name}.csv") for name in ("scores", "table1", "table2", "confusion")
+    }
+    assert tables["scores"].columns.tolist() == ["model", *CLASSES, "mean"]
+    assert tables["table1"].columns.tolist()[1:] == ["rcnn", "yolo", "ensemble"]
+    assert tables["table2"]["ensemble"][0] == 0.5
+    assert tables["confusion"][list(LEVELS)].to_numpy().sum() == 3 * 4
+    for name in ("pr_curves", "f1", "confusion", "calibration"):
+        assert (tmp_path / "out" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert pd.read_json(tmp_path / "scores.json")["ensemble"]["opacity"] == pytest.approx(0.55)
+
+
+def test_score_of_submissions_without_a_run(run, capsys):
+    truth = run.parent / "competition.truth"
+    where = ["--images", str(truth / "test_image_level.csv"), "--studies", str(truth / "test_study_level.csv")]
+    both = [f"mine={run / 'submission.csv'}", str(run / "submissions" / "yolo.csv")]
+    assert main(["score", *both, *where]) == 0
+    said = capsys.readouterr().out
+    assert "mine" in said
+    assert "yolo" in said
+    assert main(["score", both[1], *where]) == 0
+    assert "confusion (truth down" in capsys.readouterr().out
+
+
+def test_score_says_what_it_needs(run, tmp_path, capsys):
+    truth = run.parent / "competition.truth"
+    where = ["--images", str(truth / "test_image_level.csv"), "--studies", str(truth / "test_study_level.csv")]
+    twice = [str(run / "submission.csv"), f"submission={run / 'submission.csv'}"]
+    for arguments, said in (
+        ([str(run / "submission.csv")], "--images and --studies"),
+        ([str(tmp_path)], "run.json"),
+        ([*twice, *where], "two submissions are called submission"),
+    ):
+        assert main(["score", *arguments]) == 2
+        assert said in capsys.readouterr().err

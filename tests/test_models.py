@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 from torchvision.ops import box_convert, complete_box_iou_loss, generalized_box_iou_loss
 
 from siimcovid.checkpoint import build_model
@@ -17,11 +18,13 @@ BOXES = [torch.tensor([[0.1, 0.2, 0.4, 0.8], [0.6, 0.2, 0.9, 0.7]]), torch.empty
 
 def make_batch(side: int) -> dict:
     images = torch.randint(0, 256, (2, 1, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return {"images": images, "boxes": BOXES, "levels": torch.tensor([1, 0]), "image_ids": ["a", "b"]}
+    return {"images": images, "boxes": BOXES, "levels": torch.tensor([1, 0]), "image_ids": ["a", "b"]} | {
+        "findings": torch.eye(15)[:2]
+    }
 
 
 @pytest.mark.parametrize("preset", [FULL, SMALL], ids=lambda preset: preset.name)
-@pytest.mark.parametrize("stage", ["rcnn", "yolo", "study"])
+@pytest.mark.parametrize("stage", ["backbone", "rcnn", "yolo", "study"])
 def test_builds_and_steps(stage, preset):
     """A forward, loss and backward of the whole model at 64 pixels: the weights are those of the real size."""
     torch.manual_seed(0)
@@ -41,7 +44,7 @@ def test_builds_and_steps(stage, preset):
     # ResNeXt-101 32x8d: 88.8 M parameters, 86.7 M without its classifier, 0.2 M of them norms (buffers in the detector,
     # where they are frozen). torchvision's pyramid, proposals and box head: 17.7 M. YOLOv5l for one class: 46.1 M
     # (46.5 M for 80 in the package's table). The study head, 2048 x 1024 + 1024 x 4 and biases: 2.1 M.
-    [("rcnn", 104.1), ("yolo", 46.1), ("study", 88.8)],
+    [("backbone", 86.8), ("rcnn", 104.1), ("yolo", 46.1), ("study", 88.8)],
 )
 def test_full_has_the_reports_size(stage, millions):
     model = build_model(stage, getattr(FULL, stage))
@@ -131,3 +134,30 @@ def test_frozen_norms_compute_the_same():
     before = network(films)
     assert torch.allclose(backbone.freeze_batch_norm(network)(films), before, atol=1e-6)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+
+
+def test_rcnn_ciou_is_torchvisions_on_decoded_boxes():
+    """With the offsets that decode to the truth the loss is 0; with others it is (1 - CIoU) over all sampled boxes."""
+    torch.manual_seed(0)
+    model = build_model("rcnn", replace(SMALL.rcnn, box_loss="CIoU")).train()
+    heads = model.detector.roi_heads
+    side, true = 64.0, torch.tensor([[8.0, 12.0, 40.0, 50.0]])
+    proposals = [torch.tensor([[10.0, 10.0, 42.0, 48.0]])]
+    offsets = torch.zeros(2, 8)  # two samples (the truth is a proposal too), two classes
+    heads.box_predictor.forward = lambda features: (torch.zeros(2, 2), offsets)
+    maps = model.detector.backbone(torch.zeros(1, 3, 64, 64))
+    targets = [{"boxes": true, "labels": torch.ones(1, dtype=torch.int64)}]
+    _, losses = heads(maps, proposals, [(int(side), int(side))], targets)
+    expected = complete_box_iou_loss(torch.cat([proposals[0], true]), true.repeat(2, 1), reduction="sum") / 2
+    assert losses["loss_box_reg"] == pytest.approx(expected.item(), abs=1e-5)
+    assert losses["loss_box_reg"] > 0.05
+
+
+def test_level_weights_count_rare_levels_more():
+    """Cross entropy as torch defines it with weights: a mean over films, each with the weight of its level."""
+    torch.manual_seed(0)
+    model = build_model("study", replace(SMALL.study, dropout=0.0))
+    batch = {"features": torch.randn(3, 1280), "levels": torch.tensor([0, 1, 1])}
+    each = functional.cross_entropy(model.head(batch["features"]), batch["levels"], reduction="none")
+    model.level_weights = torch.tensor([2.0, 0.5, 1.0, 1.0])
+    assert model(batch)["level"].item() == pytest.approx(((2 * each[0] + 0.5 * each[1] + 0.5 * each[2]) / 3).item())

@@ -1,17 +1,17 @@
 """The whole kernel: the notebook through papermill on a tiny phantom competition, fine-tuned and then inferred."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import papermill
 import pytest
 
+from kernel_cells import NOTEBOOK
 from siimcovid import CLASSES, paths, pipeline, validate, weights
 from siimcovid.errors import InputError
 from siimcovid.phantom_competition import write_competition
-
-NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "siim_covid19.ipynb"
 
 #: The small preset, smaller: seconds instead of minutes, for the path and not for the score.
 TINY = {
@@ -92,7 +92,8 @@ def test_notebook_shows_pictures_and_no_error(runs):
     cells = json.loads((runs["finetune"] / "out.ipynb").read_text())["cells"]
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
     assert not [output for output in outputs if output["output_type"] == "error"]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
+    pictures = sum("image/png" in output.get("data", {}) for output in outputs)
+    assert pictures == 4 + 1 + 1 + 4 + 1  # data, training, gallery, scores, times
 
 
 def test_notebook_in_the_repository_is_clean():
@@ -103,7 +104,37 @@ def test_notebook_in_the_repository_is_clean():
     assert all(len(cell["source"]) <= 16 for cell in code)
 
 
+def test_the_record_of_a_run(runs):
+    for mode in ("finetune", "infer"):
+        record = json.loads((runs[mode] / "run.json").read_text())
+        assert record["mode"] == mode
+        assert record["competition"] == str(runs["competition"])
+        assert record["degraded"] == record["dropped"] == record["failures"] == []
+        assert [row["step"] for row in record["plan"]] == list(record["seconds"])
+        assert all(row["seconds"] == record["seconds"][row["step"]] for row in record["plan"])
+        assert record["total"]["predicted_seconds"] > 0
+    last = json.loads((runs["finetune"] / "out.ipynb").read_text())["cells"][-1]["outputs"]
+    said = "".join(line for output in last for line in output.get("text", []))
+    assert "DEGRADED: nothing" in said
+    assert "Dropped to fit the hours: nothing" in said
+
+
+def test_a_damaged_sample_and_model_still_submit(runs, tmp_path):
+    """The faults of test_faults.py run in one process; this one goes through papermill, as Kaggle would."""
+    competition, given = tmp_path / "competition", tmp_path / "weights"
+    shutil.copytree(runs["competition"], competition)
+    shutil.copytree(runs["finetune"] / "weights", given)
+    (competition / "sample_submission.csv").write_bytes(b"")
+    (given / "yolo.safetensors").write_bytes(b"\0" * 100)
+    notebook = execute(tmp_path, MODE="infer", COMPETITION_DIR=str(competition), WEIGHTS_DIR=str(given))
+    assert validate.validate(tmp_path / "submission.csv", runs["competition"] / "sample_submission.csv").faults == []
+    said = "".join(output.get("text", "") for output in notebook.cells[-1].outputs)
+    assert "sample_submission.csv is empty" in said
+    assert "yolo.safetensors is damaged" in said
+
+
 def test_bad_parameters_are_sentences(runs, tmp_path):
+    """In development STRICT says so at once; without it the defaults run, see test_faults.py."""
     good = {"competition_dir": runs["competition"], "weights_dir": runs["imagenet"], "output_dir": tmp_path}
     for bad, said in [
         ({"mode": "train"}, "MODE"),
@@ -115,12 +146,12 @@ def test_bad_parameters_are_sentences(runs, tmp_path):
         ({"weights_dir": tmp_path}, str(tmp_path)),
     ]:
         with pytest.raises(InputError, match=said):
-            pipeline.start(**{**good, "preset": "small", **bad})
+            pipeline.start(**{**good, "preset": "small", "strict": True, **bad})
 
 
 def test_local_fine_tuning_needs_no_weights_folder(runs, tmp_path):
     run = pipeline.start(
-        str(runs["competition"]), "", str(tmp_path), "small", "finetune", 9, '{"yolo.training.epochs": 1}'
+        str(runs["competition"]), "", str(tmp_path), "small", "finetune", 9, '{"yolo.training.epochs": 1}', True
     )
     assert run.preset.yolo.training.epochs == 1
     assert weights.read_manifest(run.weights).keys() == {"efficientnet_lite0.safetensors"}

@@ -5,10 +5,27 @@ import json
 import pytest
 
 from siimcovid.errors import InputError
-from siimcovid.presets import FULL, PRESETS, Preset, from_dict, leaf_keys, load_preset, to_dict
+from siimcovid.overrides import from_dict, leaf_keys, to_dict
+from siimcovid.presets import FULL, PRESETS, Preset, load_preset
 
 #: Dotted key, value, and where the report says so.
 REPORT = [
+    ("backbone.backbone", "resnext101_32x8d", "3.1"),
+    ("backbone.size", 256, "3.1"),
+    ("backbone.augment.crop", 224, "3.1"),
+    ("backbone.augment.flip", 0.5, "3.1"),
+    ("backbone.augment.blur", 0.3, "3.1"),
+    ("backbone.augment.shift_rotate", 1.0, "3.1"),
+    ("backbone.augment.degrees", 20, "3.1"),
+    ("backbone.augment.erase", 0.3, "3.1"),
+    ("backbone.training.optimizer", "sgd", "3.1"),
+    ("backbone.training.nesterov", True, "3.1"),
+    ("backbone.training.batch", 32, "3.1"),
+    ("backbone.training.epochs", 35, "3.1"),
+    ("backbone.training.learning_rate", 0.001, "3.1"),
+    ("backbone.training.schedule", "cosine", "3.1, equation 1"),
+    ("backbone.training.floor", 0.05, "3.1, equation 1"),
+    ("backbone.training.step_epochs", 2, "3.1"),
     ("rcnn.backbone", "resnext101_32x8d", "3.1"),
     ("rcnn.size", 512, "3.1"),
     ("rcnn.infer_size", 1024, "3.1"),
@@ -16,7 +33,9 @@ REPORT = [
     ("rcnn.training.epochs", 50, "3.1"),
     ("rcnn.training.batch", 10, "3.1"),
     ("rcnn.training.learning_rate", 0.001, "3.1"),
+    ("rcnn.training.optimizer", "sgd", "3.1"),
     ("rcnn.training.nesterov", True, "3.1"),
+    ("rcnn.box_loss", "smooth_l1", "3.1"),
     ("rcnn.training.floor", 0.05, "3.1, equation 1"),
     ("rcnn.training.step_epochs", 2, "3.1"),
     ("rcnn.augment.flip", 0.3, "3.1"),
@@ -32,6 +51,10 @@ REPORT = [
     ("yolo.box_gain", 0.075, "3.2, equation 2"),
     ("yolo.class_gain", 0.05, "3.2, equation 2"),
     ("yolo.object_gain", 0.75, "3.2, equation 2"),
+    ("yolo.rsna_epochs", 30, "3.2"),
+    ("yolo.training.optimizer", "sgd", "3.2"),
+    ("yolo.training.schedule", "cosine", "3.2"),
+    ("yolo.training.floor", 0.05, "3.2"),
     ("yolo.training.epochs", 35, "3.2"),
     ("yolo.training.learning_rate", 0.01, "3.2"),
     ("yolo.training.momentum", 0.937, "3.2"),
@@ -54,6 +77,9 @@ REPORT = [
     ("study.augment.blur", 0.3, "3.1"),
     ("study.augment.shift_rotate", 1.0, "3.1"),
     ("study.augment.erase", 0.3, "3.1"),
+    ("study.augment.degrees", 20, "3.1"),
+    ("study.training.optimizer", "sgd", "3.4"),
+    ("study.training.schedule", "cosine", "3.4"),
     ("fusion.iou", 0.55, "3.3"),
     ("fusion.weights", (1.0, 1.0), "3.3"),
 ]

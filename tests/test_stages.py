@@ -12,6 +12,7 @@ from torch import nn
 from siimcovid import LEVELS, checkpoint, stages, weights
 from siimcovid.data import Films
 from siimcovid.errors import InputError
+from siimcovid.nih import LABELS
 from siimcovid.predict import predict, study_levels
 from siimcovid.presets import SMALL, Augment, load_preset
 
@@ -137,3 +138,26 @@ def test_fit_without_films(films, tmp_path):
     folder, images = films
     with pytest.raises(InputError, match="no films"):
         stages.fit("rcnn", SMALL, images.assign(split="test"), folder, tmp_path, tmp_path)
+
+
+def test_measure_backbone_is_the_mean_auc_of_findings_that_vary(films):
+    """One finding told perfectly, one the wrong way round, one no better than chance; twelve that no film has."""
+    folder, images = films
+    truth, logits = np.zeros((8, 15), int), np.zeros((8, 15))
+    truth[:4, 0] = truth[:4, 1] = truth[:4, 2] = 1
+    logits[:4, 0], logits[:4, 1] = 1, -1
+    table = images.join(pd.DataFrame(truth, columns=list(LABELS)))
+    config = replace(SMALL.backbone, size=64, infer_size=64)
+    assert stages.measure("backbone", config, Fixed(torch.tensor(logits)), table, folder) == pytest.approx(0.5)
+    perfect = np.where(truth == 1, 3.0, -3.0)
+    assert stages.measure("backbone", config, Fixed(torch.tensor(perfect)), table, folder) == 1.0
+
+
+def test_balance_by_weights(films, tmp_path, monkeypatch):
+    """Seven annotated films, two of each level but one atypical: weights 7 / 4 / number, whose mean over films is 1."""
+    folder, images = films
+    seen = {}
+    monkeypatch.setattr(stages, "train", lambda stage, config, model, dataset, out, **options: seen.update(model=model))
+    settings = {"study.size": 32, "study.views": 0, "study.training.balance": "weights"}
+    stages.fit("study", load_preset("small", settings), images, folder, None, tmp_path)
+    assert seen["model"].level_weights.tolist() == pytest.approx([7 / 8, 7 / 8, 7 / 8, 7 / 4])

@@ -4,8 +4,9 @@ import pandas as pd
 import pytest
 
 from siimcovid.competition import load
+from siimcovid.errors import InputError
 from siimcovid.headers import read_header_tables
-from siimcovid.statistics import box_table, describe
+from siimcovid.statistics import box_table, describe, nih_findings, rsna_classes
 
 ROWS = [  # study, patient, boxes, level, annotated, rows, columns
     ("s0", "p0", [[0.1, 0.2, 0.3, 0.6], [0.5, 0.5, 0.9, 0.6]], "typical", True, 20, 10),
@@ -77,3 +78,31 @@ def test_counts_of_the_competition(real):
         .set_axis(["n", "boxed"], axis=1)
     )
     assert counts["not_annotated"] == (several["n"] - several["boxed"])[several["boxed"] > 0].sum() == 217
+
+
+def test_findings_of_nih_and_classes_of_rsna(tmp_path):
+    entries = ["Image Index,Finding Labels", "1.png,Mass|Nodule", "2.png,No Finding", "3.png,Nodule"]
+    (tmp_path / "Data_Entry_2017_v2020.csv").write_text("\n".join(entries))
+    counts, films = nih_findings(tmp_path)
+    assert films == 3
+    assert list(counts.items())[:3] == [("Nodule", 2), ("Mass", 1), ("No Finding", 1)]
+    assert len(counts) == 15
+    assert sum(counts.values()) == 4
+    rows = ["patientId,class", "a,Lung Opacity", "a,Lung Opacity", "b,Normal"]  # a row per box
+    (tmp_path / "stage_2_detailed_class_info.csv").write_text("\n".join(rows))
+    assert rsna_classes(tmp_path) == ({"Lung Opacity": 2, "Normal": 1}, 2)
+
+
+def test_pretraining_sets_that_are_not_there(tmp_path):
+    for count, name in ((nih_findings, "NIH"), (rsna_classes, "RSNA")):
+        with pytest.raises(InputError, match=name):
+            count(tmp_path)
+    (tmp_path / "Data_Entry_2017.csv").write_text("Image Index,Finding Labels\n1.png,Masss\n")
+    with pytest.raises(InputError, match="'Masss'"):
+        nih_findings(tmp_path)
+
+
+def test_findings_of_real_films(real):
+    counts, films = nih_findings(real / "nih")
+    assert (films, sum(counts.values())) == (782, 1190)
+    assert list(counts.items())[:2] == [("No Finding", 443), ("Pneumonia", 339)]

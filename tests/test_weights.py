@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from torchvision.models import resnext101_32x8d
 
-from siimcovid import checkpoint, weights
+from siimcovid import checkpoint, files, weights
 from siimcovid.errors import InputError
 from siimcovid.models.backbone import build_backbone
-from siimcovid.presets import FULL, SMALL
+from siimcovid.presets import FULL, SMALL, load_preset
 
 
 @pytest.fixture(scope="module")
@@ -170,3 +170,33 @@ def test_checkpoint_that_is_none(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(InputError, match=r"study\.safetensors"):
         checkpoint.load(path)
+
+
+def test_a_trained_backbone_goes_before_the_published_one(imagenet, tmp_path):
+    """Every tensor of the backbone is taken from the stage that trained it, none of its head."""
+    torch.manual_seed(0)
+    trained = checkpoint.build_model("backbone", SMALL.backbone)
+    checkpoint.save(tmp_path / "backbone.safetensors", trained, "backbone", SMALL.backbone)
+    preset = load_preset("small")
+    weights.register_trained(tmp_path / "backbone.safetensors", "backbone", preset, "nothing")
+    weights.import_weights("efficientnet_lite0", None, tmp_path)
+    for stage in ("rcnn", "yolo", "study"):
+        config = getattr(preset, stage)
+        model = checkpoint.build_model(stage, config)
+        origin = weights.start(stage, config, model, tmp_path)
+        assert origin["file"] == "backbone.safetensors"
+        own, theirs = model.state_dict(), trained.state_dict()
+        expected = {name: value for name, value in theirs.items() if name.startswith("backbone.stages")}
+        taken = [name for name in own if name not in origin["left"]]
+        assert len(taken) == origin["taken"] > 200
+        for name in taken:
+            inner = "backbone.stages" + name.split("stages", 1)[1]
+            assert torch.equal(own[name], expected[inner])
+
+
+def test_a_backbone_of_another_architecture_is_passed_over(imagenet):
+    entry = {"stage": "backbone", "architecture": "resnext101_32x8d"}
+    manifest = weights.read_manifest(imagenet) | {"backbone.safetensors": entry | {"sha256": "0"}}
+    files.write_json(imagenet / "manifest.json", manifest)
+    model = checkpoint.build_model("study", SMALL.study)
+    assert weights.start("study", SMALL.study, model, imagenet)["file"] == "efficientnet_lite0.safetensors"

@@ -11,7 +11,7 @@ from siimcovid.presets import load_preset
 SIDE = 96
 
 
-def write_weights(folder: Path, stages: Sequence[str] = tuple(checkpoint.STAGES)) -> Path:
+def write_weights(folder: Path, stages: Sequence[str] = checkpoint.SUBMISSION_STAGES) -> Path:
     """Write these stages of the small preset at 96 pixels with random weights, and their manifest."""
     sides = {f"{stage}.{key}": SIDE for stage in checkpoint.STAGES for key in ("size", "infer_size")}
     preset = load_preset("small", sides)

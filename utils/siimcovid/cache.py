@@ -7,7 +7,8 @@ In: the index (image_id and path of each row count). Out, in one folder:
     failures.csv     image_id, path, reason: the films without a picture; always there when `prepare` is done
     prepared.csv     image_id, source_bytes, source_modified_ns, size, reason: what each picture was made of
 
-prepared.csv grows by a line per film, so a run that was killed goes on where it stopped. A film is made again when its
+prepared.csv (with prepared-<k>-of-<n>.csv where machines share the work) grows by a line per film, so a run that was
+killed goes on where it stopped. A film is made again when its
 file's length or date or the working size has changed, or its picture is gone; nothing else is, failures included.
 """
 
@@ -36,6 +37,9 @@ LIMIT = 300.0
 #: Seconds after which a temporary file is no running process's any more.
 ABANDONED = 600.0
 
+#: Endings of films that are pictures already, as NIH's are; all else is read as DICOM.
+PICTURES = (".png", ".jpg", ".jpeg")
+
 FAILURE_COLUMNS = ("image_id", "path", "reason")
 
 
@@ -49,12 +53,19 @@ class Made(NamedTuple):
 
 
 def prepare(
-    images: "pd.DataFrame", folder: Path | str, size: int, workers: int | None = None, progress: bool = True
+    images: "pd.DataFrame",
+    folder: Path | str,
+    size: int,
+    workers: int | None = None,
+    progress: bool = True,
+    part: tuple[int, int] = (0, 1),
 ) -> "pd.DataFrame":
     """Make every film's picture that `folder` lacks, and return failures.csv as a table.
 
     images: rows of the index. size: longer side in pixels. workers: number of processes, by default one for each
-    processor. Raises InputError for a size or number of workers below 1 and for an image_id that stands there twice.
+    processor. part: (k, n) makes every n-th film from number k on, with a journal of its own, so that n machines can
+    share the work on one folder; a call without it afterwards finds everything made.
+    Raises InputError for a size or number of workers below 1 and for an image_id that stands there twice.
     """
     import pandas as pd
     from tqdm import tqdm
@@ -65,6 +76,7 @@ def prepare(
         raise InputError(f"size {size} and workers {workers}: give at least 1 for each")
     if images["image_id"].duplicated().any():
         raise InputError(f"image {images['image_id'][images['image_id'].duplicated()].iloc[0]!r} is there twice")
+    images = images.iloc[part[0] :: part[1]]
     folder.mkdir(parents=True, exist_ok=True)
     made, pictures = _read_journal(folder), _pictures(folder)
     reasons: dict[str, str] = {}  # of every film that is settled; empty where there is a picture
@@ -83,7 +95,7 @@ def prepare(
     if todo:
         jobs = [(paths[image], _picture_path(folder, image), size) for image in todo]
         bar = tqdm(total=len(paths), initial=len(reasons), desc="prepare", unit="film", delay=1, disable=not progress)
-        with bar, _journal(folder, made) as journal:
+        with bar, _journal(folder, made, part) as journal:
             for (_, picture, _), result in run_apart(_make, jobs, workers, LIMIT):
                 image, reason = picture.stem, result
                 if isinstance(result, Lost):
@@ -127,7 +139,7 @@ def _make(job: tuple[str, Path, int]) -> str:
     path, picture, size = job
     cv2.setNumThreads(1)  # the processes share the processors among them already
     try:
-        film = fit(read_film(path), size)
+        film = fit(_read_picture(path) if path.lower().endswith(PICTURES) else read_film(path), size)
     except DicomError as error:
         picture.unlink(missing_ok=True)  # an older one, of another film by this name
         return error.reason
@@ -135,6 +147,17 @@ def _make(job: tuple[str, Path, int]) -> str:
     with atomic_path(picture) as temporary:
         data.tofile(temporary)
     return ""
+
+
+def _read_picture(path: str) -> np.ndarray:
+    """A PNG or JPEG film as uint8 (rows, columns). Raises DicomError for one that is damaged."""
+    try:
+        film = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_GRAYSCALE)
+    except (OSError, cv2.error):
+        film = None
+    if film is None:
+        raise DicomError(path, "is no whole PNG or JPEG")
+    return film
 
 
 def _picture_path(folder: Path, image_id: str) -> Path:
@@ -170,18 +193,19 @@ def _pictures(folder: Path) -> set[str]:
 def _read_journal(folder: Path) -> dict[str, Made]:
     """prepared.csv by image_id; the last line of an image counts, and a line that a killed run tore does not."""
     made = {}
-    with suppress(FileNotFoundError), open(folder / "prepared.csv", newline="", encoding="utf-8") as stream:
-        for line in csv.reader(stream):
-            with suppress(ValueError):  # the titles, or a torn line
-                image, source_bytes, modified, size, reason = line
-                made[image] = Made(int(source_bytes), int(modified), int(size), reason)
+    for journal in sorted(folder.glob("prepared*.csv")):
+        with suppress(FileNotFoundError), open(journal, newline="", encoding="utf-8") as stream:
+            for line in csv.reader(stream):
+                with suppress(ValueError):  # the titles, or a torn line
+                    image, source_bytes, modified, size, reason = line
+                    made[image] = Made(int(source_bytes), int(modified), int(size), reason)
     return made
 
 
 @contextmanager
-def _journal(folder: Path, made: dict[str, Made]) -> Iterator[TextIO]:
-    """prepared.csv, written anew with one line for each image, and open for more."""
-    path = folder / "prepared.csv"
+def _journal(folder: Path, made: dict[str, Made], part: tuple[int, int]) -> Iterator[TextIO]:
+    """prepared.csv, or a part's prepared-<k>-of-<n>.csv, written anew with a line for each image, and open for more."""
+    path = folder / ("prepared.csv" if part[1] == 1 else f"prepared-{part[0]}-of-{part[1]}.csv")
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
         csv.writer(stream, lineterminator="\n").writerow(("image_id", *Made._fields))
         for image, line in made.items():

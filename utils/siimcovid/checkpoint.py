@@ -1,7 +1,7 @@
 """Trained models on disk: one safetensors file that carries its configuration and can rebuild its model.
 
-The header of the file holds `stage` and `config` (JSON of the stage's dataclass), so nothing beside the file is needed;
-the same JSON lies next to it for people. Nothing here is a pickle.
+The header of the file holds one entry, `siimcovid`: the stage and its configuration as JSON, so nothing beside the file
+is needed; the same JSON lies next to it for people. Nothing here is a pickle.
 """
 
 import importlib
@@ -15,11 +15,14 @@ from torch import Tensor, nn
 
 from siimcovid.errors import InputError
 from siimcovid.files import atomic_path, write_json
-from siimcovid.presets import RcnnConfig, StudyConfig, YoloConfig, from_dict, to_dict
+from siimcovid.overrides import from_dict, to_dict
+from siimcovid.presets import BackboneConfig, RcnnConfig, StudyConfig, YoloConfig
 
 #: stage -> the dataclass of its configuration; its model is built by `siimcovid.models.<stage>`.
-STAGES: dict[str, type] = {"rcnn": RcnnConfig, "yolo": YoloConfig, "study": StudyConfig}
+STAGES: dict[str, type] = {"backbone": BackboneConfig, "rcnn": RcnnConfig, "yolo": YoloConfig, "study": StudyConfig}
 DETECTORS = ("rcnn", "yolo")
+#: The stages whose models make a submission.
+SUBMISSION_STAGES = (*DETECTORS, "study")
 
 
 def build_model(stage: str, config: Any) -> nn.Module:
@@ -31,8 +34,9 @@ def save(path: Path, model: nn.Module, stage: str, config: Any, facts: dict[str,
     """Write `path` (a .safetensors) atomically, and its configuration with further `facts` as JSON beside it."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     settings = to_dict(config)
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"stage": stage, "config": json.dumps(settings)})
+    header = json.dumps({"stage": stage, "config": settings})
+    with atomic_path(path) as temporary:  # a single entry, since safetensors writes several in an order of chance
+        save_file(tensors, temporary, metadata={"siimcovid": header})
     write_json(Path(path).with_suffix(".json"), {"stage": stage, "config": settings, **(facts or {})})
 
 
@@ -50,10 +54,15 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def load(path: Path) -> tuple[str, Any, nn.Module]:
     """Rebuild a model from its file: (stage, configuration, model in evaluation mode)."""
     tensors, header = read_tensors(path)
-    if header.get("stage") not in STAGES or "config" not in header:
-        raise InputError(f"{path} is no trained stage of siimcovid: its header names no stage and configuration")
-    stage = header["stage"]
-    config = from_dict(STAGES[stage], json.loads(header["config"]))
+    try:
+        facts = json.loads(header["siimcovid"])
+        stage, settings = facts["stage"], facts["config"]
+        kind = STAGES[stage]
+    except (KeyError, TypeError, ValueError):
+        raise InputError(
+            f"{path} is no trained stage of siimcovid: its header names no stage and configuration"
+        ) from None
+    config = from_dict(kind, settings)
     model = build_model(stage, config)
     try:
         model.load_state_dict(tensors)

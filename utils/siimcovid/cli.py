@@ -18,10 +18,15 @@ VERBS = {
     "prepare": "turn a competition's DICOMs into upright 8-bit images",
     "weights": "import, list and verify offline weights",
     "train": "train one stage",
+    "search": "train a stage with many settings and compare them",
+    "crossval": "train on all folds but one in turn and score the films left out",
     "validate": "check a submission's format",
     "board": "show a run's scoreboard",
+    "report": "write a page of a run's figures, tables and films",
+    "doctor": "say what is missing to submit, to train or to change the code",
     "serve": "serve the web page",
     "bench": "measure speed beside the plain way",
+    "kaggle": "build the datasets and the kernel for Kaggle, try them at home, upload them",
     "score": "score a submission with the competition's metric",
 }
 

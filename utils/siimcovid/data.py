@@ -5,6 +5,7 @@ A sample is a dict, a batch the same with a leading axis:
     images     (B, 1, S, S) uint8, the film stretched to a square: a fraction of the input is a fraction of the film
     boxes      list of B tensors (n, 4) float32, xyxy fractions
     levels     (B,) int64, place in LEVELS, -1 where unknown
+    findings   (B, 15) float32, 0 or 1 in the order of nih.LABELS: only of tables that have these columns
     image_ids  list of B texts
 
 What happens to film i in epoch e depends on (seed, e, i) alone, not on workers, processes or a restart.
@@ -21,6 +22,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from siimcovid import LEVELS, cache
+from siimcovid.nih import LABELS
 from siimcovid.presets import Augment
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or the import below looks for a network
@@ -59,6 +61,37 @@ MEMORY_LIMIT = 2 << 30
 SHARED = Memory(128 << 20)
 
 
+class CircularCutouts(albumentations.ImageOnlyTransform):
+    """Up to six black discs, of 3 to 10 % of the film's side in radius; boxes stay (report, section 3.1).
+
+    albumentations cuts out rectangles only. The report states the shape and the number; the size is ours.
+    """
+
+    HOLES = 6
+    RADIUS = (0.03, 0.1)
+
+    def get_params_dependent_on_data(self, params: dict, data: dict) -> dict:
+        """Centres and radii in pixels, from the pipeline's own random numbers."""
+        rows, columns = params["shape"][:2]
+        return {
+            "discs": [
+                (
+                    self.py_random.randrange(columns),
+                    self.py_random.randrange(rows),
+                    max(1, round(self.py_random.uniform(*self.RADIUS) * rows)),
+                )
+                for _ in range(self.py_random.randint(1, self.HOLES))
+            ]
+        }
+
+    def apply(self, img: np.ndarray, discs: list[tuple[int, int, int]], **params: object) -> np.ndarray:
+        """Draw the discs on a copy of (rows, columns, 1) pixels."""
+        pixels = np.ascontiguousarray(img).copy()
+        for column, row, radius in discs:
+            cv2.circle(pixels, (column, row), radius, 0, thickness=-1)
+        return pixels
+
+
 def transforms(augment: Augment, seed: int) -> albumentations.Compose:
     """The albumentations pipeline of an Augment (mixup and the crop are not in it): boxes move with the film."""
     a, steps = augment, []
@@ -78,7 +111,7 @@ def transforms(augment: Augment, seed: int) -> albumentations.Compose:
     if a.value_gain:
         steps.append(albumentations.MultiplicativeNoise(multiplier=(1 - a.value_gain, 1 + a.value_gain), p=1.0))
     if a.cutouts:
-        steps.append(albumentations.CoarseDropout(num_holes_range=(1, 6), p=a.cutouts))
+        steps.append(CircularCutouts(p=a.cutouts))
     if a.erase:
         steps.append(albumentations.Erasing(scale=(0.01, 0.1), p=a.erase))
     boxes = albumentations.BboxParams(format="albumentations", label_fields=[], clip=True, min_visibility=0.2)
@@ -109,6 +142,9 @@ class Films(Dataset):
         self.image_ids = images["image_id"].tolist()
         self.boxes = [np.asarray(boxes, np.float32).reshape(-1, 4) for boxes in images["boxes"]]
         self.levels = [LEVELS.index(level) if level in LEVELS else -1 for level in images["level"]]
+        self.findings = None
+        if LABELS[0] in images:
+            self.findings = torch.from_numpy(images[list(LABELS)].to_numpy(np.float32, copy=True))
         self.folder, self.size, self.augment, self.seed = Path(folder), size, augment, seed
         self.transforms = transforms(augment, seed) if augment else None
         self.memory = memory or Memory(MEMORY_LIMIT)
@@ -134,12 +170,13 @@ class Films(Dataset):
                 pixels = cv2.addWeighted(pixels, share, pixels_2, 1 - share, 0)
                 boxes = np.concatenate([boxes, boxes_2])
             pixels, boxes = centre_crop(pixels, boxes, self.augment.crop)
-        return {
+        sample = {
             "images": torch.from_numpy(np.ascontiguousarray(pixels))[None],
             "boxes": torch.from_numpy(boxes),
             "levels": self.levels[number],
             "image_ids": self.image_ids[number],
         }
+        return sample if self.findings is None else sample | {"findings": self.findings[number]}
 
     def change(self, pixels: np.ndarray, boxes: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """One random draw of the pipeline."""
@@ -180,7 +217,7 @@ class EpochSampler(Sampler[int]):
 def collate(samples: list[dict]) -> dict:
     """Samples to a batch: what can be stacked is stacked."""
     batch = {key: [sample[key] for sample in samples] for key in samples[0]}
-    for key in ("images", "features"):
+    for key in ("images", "features", "findings"):
         if key in batch:
             batch[key] = torch.stack(batch[key])
     batch["levels"] = torch.tensor(batch["levels"])

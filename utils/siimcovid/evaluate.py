@@ -1,18 +1,141 @@
 """The report's own figures, beside the competition's: boxes at a threshold (Table 1) and levels by argmax (Table 2).
 
-In:  a `metric.Comparison` and the `metric.Matches` of its classes.
-Out: plain dicts of numbers, and `as_text`, which lays all figures out for a terminal.
+In:  submissions and the truth as `metric.compare` takes them.
+Out: an `Evaluation` for each, of plain numbers and of what curves are drawn from; tables of several side by side; and
+     `as_text`, which lays one out for a terminal.
 
 The report scored boxes on images that have some, and levels turned into one-hot; here all images count, false positives
 on clear ones too, and average precision ranks the probabilities, as the competition does.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import numpy as np
+import pandas as pd
 
 from siimcovid import CLASSES, LEVELS
 from siimcovid.errors import InputError
-from siimcovid.metric import Comparison, Matches, area
+from siimcovid.metric import Comparison, Matches, area, average_precisions, compare, match_classes
 from siimcovid.submission import CODES
+
+#: Confidence from which boxes count in Table 1: the cut of the report's own code, fixed before any answer is seen. The
+#: threshold of the best F1 would be fitted to the very answers it is measured on.
+THRESHOLD = 0.1
+
+#: Bins of equal width for calibration; ten are the custom (Guo et al. 2017, arXiv:1706.04599).
+BINS = 10
+
+
+class Reliability(NamedTuple):
+    """How often what was said with a confidence is true, in BINS bins over [0, 1]; empty bins are nan."""
+
+    confidence: np.ndarray  # (BINS,) mean confidence
+    frequency: np.ndarray  # (BINS,) share that is true
+    count: np.ndarray  # (BINS,) int
+    error: float  # expected calibration error: mean of |confidence - frequency| over all that was said; nan for nothing
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One submission beside the truth."""
+
+    name: str  # of the model
+    threshold: float
+    scores: dict  # metric.average_precisions
+    boxes: dict  # box_figures
+    levels: dict  # level_figures
+    matches: dict[str, Matches]
+    calibration: dict[str, Reliability]  # by class
+
+
+def evaluate(
+    name: str,
+    answers: pd.DataFrame,
+    images: pd.DataFrame,
+    studies: pd.DataFrame,
+    threshold: float = THRESHOLD,
+    subset: bool = False,
+) -> Evaluation:
+    """Every figure of one submission; the tables and errors are those of `metric.compare`."""
+    comparison = compare(answers, images, studies, subset)
+    matches = match_classes(comparison)
+    return Evaluation(
+        name,
+        threshold,
+        average_precisions(matches),
+        box_figures(matches["opacity"], threshold),
+        level_figures(comparison, matches),
+        matches,
+        {label: reliability(_said(matches[label], threshold if label == "opacity" else 0.0)) for label in CLASSES},
+    )
+
+
+def score_table(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
+    """The official score: a row per model, average precision of each of CLASSES, and "mean"."""
+    return pd.DataFrame([e.scores for e in evaluations], index=_names(evaluations))[[*CLASSES, "mean"]]
+
+
+def table_1(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
+    """The report's Table 1: mAP@.50, F1-score, mean recall and mean precision of the boxes, a column per model.
+
+    There is one class of boxes, so the means are that class's. The last row is the threshold.
+    """
+    rows = {"mAP@.50": "mAP@.50", "F1-score": "F1", "mean recall": "recall", "mean precision": "precision"}
+    table = {e.name: {row: e.boxes[key] for row, key in rows.items()} | {"threshold": e.threshold} for e in evaluations}
+    return pd.DataFrame(table)
+
+
+def table_2(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
+    """The report's Table 2: accuracy, mean recall and precision, F1-score and mAP of the levels, a column per model."""
+    rows = {"accuracy": "accuracy", "mean recall": "mean recall", "mean precision": "mean precision"}
+    rows |= {"F1-score": "F1", "mAP": "mAP"}
+    return pd.DataFrame({e.name: {row: e.levels[key] for row, key in rows.items()} for e in evaluations})
+
+
+def _names(evaluations: Sequence[Evaluation]) -> pd.Index:
+    return pd.Index([e.name for e in evaluations], name="model")
+
+
+def precision_recall(matches: Matches) -> tuple[np.ndarray, np.ndarray]:
+    """Recall (k,) and interpolated precision (k,) at each of a class's k hits, empty without any.
+
+    Average precision is the sum of these precisions over the number of true boxes, missed ones included.
+    """
+    precision = np.cumsum(matches.hit) / np.arange(1, len(matches.hit) + 1)
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    hits = envelope[matches.hit]
+    return np.arange(1, len(hits) + 1) / max(1, matches.truths), hits
+
+
+def f1_by_threshold(matches: Matches) -> tuple[np.ndarray, np.ndarray]:
+    """Every confidence that occurs, falling, and the F1 of the predictions from it up: (k,) and (k,)."""
+    ends = np.flatnonzero(np.append(np.diff(matches.confidence) != 0, True)) if len(matches.confidence) else []
+    ends = np.asarray(ends, dtype=int)
+    f1 = 2 * np.cumsum(matches.hit)[ends] / np.maximum(1, ends + 1 + matches.truths)
+    return matches.confidence[ends], f1
+
+
+def _said(matches: Matches, lowest: float) -> Matches:
+    """The predictions from a confidence up: a detector's hundred boxes of nearly none on each film hide all others."""
+    kept = matches.confidence >= lowest
+    return Matches(matches.confidence[kept], matches.hit[kept], matches.truths)
+
+
+def reliability(matches: Matches) -> Reliability:
+    """Calibration of one class's predictions; confidences outside [0, 1] are no probabilities, and have none."""
+    confidence, hit = matches.confidence, matches.hit.astype(float)
+    empty = np.full(BINS, np.nan)
+    if len(confidence) == 0 or confidence.min() < 0 or confidence.max() > 1:
+        return Reliability(empty, empty, np.zeros(BINS, dtype=int), float("nan"))
+    place = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    count = np.bincount(place, minlength=BINS)
+    said, true = (np.bincount(place, weights=values, minlength=BINS) for values in (confidence, hit))
+    error = float(np.abs(said - true).sum() / len(confidence))
+    some = count > 0
+    said, true = (np.divide(values, count, out=empty.copy(), where=some) for values in (said, true))
+    return Reliability(said, true, count, error)
 
 
 def box_figures(matches: Matches, threshold: float) -> dict:
@@ -77,13 +200,14 @@ def _mean(values: list[float]) -> float:
     return float(np.mean(values)) if values else float("nan")
 
 
-def as_text(scores: dict, boxes: dict, levels: dict, threshold: float) -> str:
-    """All figures as lines of text; classes without truth are named in a note."""
+def as_text(evaluation: Evaluation) -> str:
+    """All figures of one submission as lines of text; classes without truth are named in a note."""
+    scores, boxes, levels = evaluation.scores, evaluation.boxes, evaluation.levels
     lines = [f"{'class':<14}{'AP':>8}"] + [f"{name:<14}{value:>8.4f}" for name, value in scores.items()]
     unknown = [name for name in CLASSES if np.isnan(scores[name])]
     if unknown:
         lines.append(f"(the truth has no {', '.join(unknown)}: left out of the mean)")
-    lines += ["", f"opacity boxes of confidence {threshold:g} and above: {_listed(boxes)}"]
+    lines += ["", f"opacity boxes of confidence {evaluation.threshold:g} and above: {_listed(boxes)}"]
     lines += ["", f"studies by their most confident level: {_listed(levels)}"]
     lines += ["confusion (truth down, prediction across):", " " * 15 + "".join(f"{name:>14}" for name in LEVELS)]
     for name, row in zip(LEVELS, levels["confusion"], strict=True):
@@ -93,3 +217,14 @@ def as_text(scores: dict, boxes: dict, levels: dict, threshold: float) -> str:
 
 def _listed(figures: dict) -> str:
     return ", ".join(f"{name} {value:.4f}" for name, value in figures.items() if name != "confusion")
+
+
+def compared(evaluations: Sequence[Evaluation]) -> str:
+    """The three tables of several submissions as text."""
+    parts = (
+        ("average precision at IoU > 0.5", score_table(evaluations)),
+        ("opacity boxes (the report's Table 1)", table_1(evaluations)),
+        ("studies by their most confident level (the report's Table 2)", table_2(evaluations)),
+    )
+    wide = {"float_format": "{:.4f}".format, "line_width": 1000}
+    return "\n\n".join(f"{title}\n{table.rename_axis(None).to_string(**wide)}" for title, table in parts)

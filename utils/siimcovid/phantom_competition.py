@@ -14,7 +14,9 @@ import json
 import os
 import tempfile
 import warnings
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -215,6 +217,15 @@ def encode(image: Image, pixels: np.ndarray, rng: np.random.Generator) -> Datase
     return d
 
 
+@contextmanager
+def quiet_pydicom() -> Iterator[None]:
+    """Let pydicom write identifiers that are no valid UIDs, as the real files' are, without a word."""
+    pydicom.config.settings.writing_validation_mode = pydicom.config.IGNORE
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="pydicom")
+        yield
+
+
 def film_path(folder: Path, image: Image) -> Path:
     """Where the competition keeps a film."""
     return folder / image.split / image.study / image.series / f"{image.image}.dcm"
@@ -223,14 +234,12 @@ def film_path(folder: Path, image: Image) -> Path:
 def write_film(image: Image, folder: Path) -> np.ndarray:
     """Draw a film, write it below `folder`, and return its boxes (n, 4) xyxy in pixels, empty for a repeat."""
     cv2.setNumThreads(1)
-    pydicom.config.settings.writing_validation_mode = pydicom.config.IGNORE
     film = render(
         Anatomy.draw(image.patient_seed), image.level, image.boxes, image.shape, image.study_seed, image.number
     )
     path = film_path(folder, image)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="pydicom")  # its identifiers are no valid UIDs, as in the real files
+    with quiet_pydicom():
         encode(image, film.pixels, np.random.default_rng([image.study_seed, 3, image.number])).save_as(
             path, enforce_file_format=True
         )
@@ -296,20 +305,19 @@ def write_competition(
         if written["complete"] and all(film_path(folder, image).is_file() for image in images):
             return False
     write_json(truth / MARKER, {"parameters": parameters, "complete": False})
-    boxes = draw_films(images, folder, workers or os.cpu_count() or 1)
+    boxes = map_films(partial(write_film, folder=folder), images, workers or os.cpu_count() or 1)
     write_tables(images, boxes, folder, truth)
     write_json(truth / MARKER, {"parameters": parameters, "complete": True})
     return True
 
 
-def draw_films(images: list[Image], folder: Path, workers: int) -> list[np.ndarray]:
-    """`write_film` for every image, in parallel; the boxes in the order of the images."""
-    work = partial(write_film, folder=folder)
-    bar = partial(tqdm, desc="phantoms", total=len(images), unit="film", delay=2)
+def map_films(work: Callable, films: list, workers: int) -> list[np.ndarray]:
+    """`work` on every film, in parallel; the results in the order of the films."""
+    bar = partial(tqdm, desc="phantoms", total=len(films), unit="film", delay=2)
     if workers == 1:
-        return list(bar(map(work, images)))
-    with ProcessPoolExecutor(min(workers, len(images)), mp_context=get_context("spawn")) as pool:
-        return list(bar(pool.map(work, images, chunksize=4)))
+        return list(bar(map(work, films)))
+    with ProcessPoolExecutor(min(workers, len(films)), mp_context=get_context("spawn")) as pool:
+        return list(bar(pool.map(work, films, chunksize=4)))
 
 
 def write_tables(images: list[Image], boxes: list[np.ndarray], folder: Path, truth: Path) -> None:

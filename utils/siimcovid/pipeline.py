@@ -3,111 +3,38 @@
 In: the notebook's parameters. Out, in one folder:
 
     submission.csv              the ensemble's submission; submissions/<model>.csv for each detector alone
-    scores.json, boxes.csv      the scoreboard, where the answers are at hand
+    scores.json                 the scoreboard, where the answers are at hand
     index.csv, cache/           the index and the prepared films
     weights/                    the trained stages and their manifest: the WEIGHTS_DIR of MODE "infer"
     detections.csv, levels.csv  what the models said
-    run.json                    the configuration, the seconds of each step, what did not fit
+    run.json                    the configuration, the plan and the seconds of each step, what was degraded: see run.py
+
+The first thing written is a valid submission; each better one replaces it whole. A step that fails is recorded by
+`Run.guard`, and the next goes on with what there is. What needs more than the standard libraries of a data scientist is
+imported in the step that needs it, so that a package that cannot be imported is a fault of that step alone.
 """
 
 import json
 import math
+import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from siimcovid import (
-    CLASSES,
-    LEVEL_COLUMNS,
-    cache,
-    checkpoint,
-    competition,
-    evaluate,
-    metric,
-    submission,
-    validate,
-    weights,
-)
-from siimcovid.errors import InputError
-from siimcovid.files import atomic_path, write_json
-from siimcovid.fuse import ENSEMBLE, fuse, none_confidence
-from siimcovid.paths import find_competition, find_weights
-from siimcovid.predict import predict, study_levels
-from siimcovid.presets import Preset, load_preset, to_dict
-from siimcovid.stages import fit as fit_stage
-from siimcovid.tables import find_table, read_csv
+from siimcovid import checkpoint, clock, competition, inputs, scoreboard, submission
+from siimcovid.clock import RESERVE
+from siimcovid.inference import ENSEMBLE, MemoryShort, classify, detect, free_memory, submission_file, submit
+from siimcovid.run import Run, summary
+from siimcovid.scoreboard import true_boxes
 
-#: Frequencies of the competition's train set (counted on its own CSVs), where no train part is at hand.
-COMPETITION_PRIORS = submission.Priors(
-    {"negative": 1676 / 6054, "typical": 2855 / 6054, "indeterminate": 1049 / 6054, "atypical": 474 / 6054},
-    none=2040 / 6334,
-)
+__all__ = ["classify", "detect", "fit", "plan", "prepare", "score", "start", "submit", "summary", "true_boxes"]
 
-#: Share of the hours that is kept for what comes after training.
-RESERVE = 0.25
-
-
-@dataclass
-class Run:
-    """One run of the kernel: its inputs, its folder and what it has found out so far."""
-
-    preset: Preset
-    mode: str
-    competition: competition.Competition
-    weights: Path  # where stages start from, or are loaded from
-    folder: Path
-    hours: float
-    started: float
-    seconds: dict[str, float] = field(default_factory=dict)
-    failures: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=cache.FAILURE_COLUMNS))
-
-    @property
-    def cache(self) -> Path:
-        """The folder of prepared films."""
-        return self.folder / "cache"
-
-    @property
-    def films(self) -> pd.DataFrame:
-        """The index's rows whose film could be prepared."""
-        images = self.competition.images
-        return images[~images["image_id"].isin(self.failures["image_id"])]
-
-    @property
-    def test(self) -> pd.DataFrame:
-        """The prepared films that the submission must answer, in the index's order."""
-        return self.films[(self.films["split"] == "test") & self.films["in_sample"]]
-
-    @property
-    def truth(self) -> Path | None:
-        """The folder with the held-back answers, `<competition>.truth` beside the competition, where it exists."""
-        folder = self.competition.folder.with_name(self.competition.folder.name + ".truth")
-        return folder if find_table(folder, "test_image_level.csv") else None
-
-    @contextmanager
-    def timed(self, step: str) -> Iterator[None]:
-        """Measure a step and keep run.json up to date."""
-        begin = time.monotonic()
-        yield
-        self.seconds[step] = round(time.monotonic() - begin, 1)
-        write_json(
-            self.folder / "run.json",
-            {
-                "mode": self.mode,
-                "preset": to_dict(self.preset),
-                "seconds": self.seconds,
-                "problems": list(self.competition.problems),
-                "failures": self.failures.to_dict("records"),
-            },
-        )
-
-    def may_start_epoch(self, seconds: float) -> bool:
-        """Whether an epoch of that length leaves the reserve for inference untouched."""
-        return time.monotonic() - self.started + seconds < self.hours * 3600 * (1 - RESERVE)
+#: Seconds that a round of preparation is planned for at least; longer where there is time to spare.
+ROUND = 30.0
 
 
 def start(
@@ -117,179 +44,184 @@ def start(
     preset: str = "full",
     mode: str = "infer",
     hours: float = 9.0,
-    overrides: Mapping[str, Any] | str | None = None,
+    overrides: Any = None,
+    strict: bool = False,
+    started: float | None = None,
+    now: Callable[[], float] = time.monotonic,
 ) -> Run:
     """Find the inputs, read the index and write the first, valid submission from the train set's frequencies.
 
-    The arguments are the notebook's parameters; `overrides` may be JSON text, as papermill's `-p` passes it.
+    The arguments are the notebook's parameters; `overrides` may be JSON text, as papermill's `-p` passes it. `started`
+    is the moment, by the source `now`, from which the hours are counted; without it they begin here.
     """
-    begin = time.monotonic()
-    if isinstance(overrides, str):
-        try:
-            overrides = json.loads(overrides or "{}")
-        except ValueError:
-            raise InputError(
-                f'OVERRIDES must be JSON such as {{"rcnn.training.epochs": 3}}, not {overrides!r}'
-            ) from None
-    if mode not in ("finetune", "infer"):
-        raise InputError(f"MODE must be 'finetune' or 'infer', not {mode!r}")
-    if not hours > 0:
-        raise InputError(f"HOURS must be above 0, not {hours!r}")
-    settings = load_preset(preset, overrides)
-    folder = Path(output_dir).expanduser().absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    splits = ("train", "test") if mode == "finetune" else ("test",)
-    found = competition.load(find_competition(competition_dir), splits=splits)
-    run = Run(settings, mode, found, starting_weights(weights_dir, settings, mode, folder), folder, hours, begin)
-    with run.timed("index"):
-        competition.write_index(found.images, folder / "index.csv")
-        submission.prior_submission(found.sample, folder / "submission.csv", priors(run))
+    run = Run(Path(output_dir).expanduser().absolute(), clock.Clock(9.0, started, now), bool(strict))
+    with run.guard("parameters", "HOURS 9"):
+        run.clock.hours = inputs.read_hours(hours)
+    with run.guard("start", "the notebook's own folder"):
+        run.folder.mkdir(parents=True, exist_ok=True)
+    if not run.folder.is_dir():
+        run.folder = Path.cwd()
+    with run.guard("start", "files of an earlier run stay"):
+        shutil.rmtree(run.folder / "submissions", ignore_errors=True)
+        for name in ("scores.json", "detections.csv", "levels.csv", "gallery.png"):
+            (run.folder / name).unlink(missing_ok=True)
+    inputs.settings(run, preset, mode, overrides)
+    earlier = None
+    with run.guard("start", "a new plan"):
+        earlier = run.read_choices()
+    run.choices = run.all_choices()
+    with run.step("index", "a submission of what is known of the ids"):
+        inputs.read_competition(run, competition_dir)
+        _write_first(run)
+        competition.write_index(run.competition.images, run.folder / "index.csv")
+    if run.by_priors is None:
+        _write_first(run)
+    inputs.find_weights(run, weights_dir)
+    if earlier:  # a stage whose training has begun goes on with its settings, or its half-trained state is refused
+        weights = run.folder / "weights"
+        run.settled = {s for s in earlier.epochs if any((weights / f"{s}.{end}").is_file() for end in KEPT)}
+        run.choices = clock.choose(run.costs, run.choices, float("inf"), earlier, run.settled)
+        run.preset = clock.apply(run.asked, run.choices)
+    run.write()
     return run
 
 
-def starting_weights(explicit: str, settings: Preset, mode: str, folder: Path) -> Path:
-    """The weights folder; for fine-tuning `small` where none is named or mounted, one from the installed package."""
-    try:
-        return find_weights(explicit)
-    except InputError:
-        if explicit or mode != "finetune" or settings.rcnn.backbone != "efficientnet_lite0":
-            raise
-    return weights.import_weights("efficientnet_lite0", None, folder / "imagenet").parent
+#: Endings of the files of a stage whose training has begun.
+KEPT = ("resume.pt", "safetensors")
 
 
-def priors(run: Run) -> submission.Priors:
-    """Frequencies of this competition's train set; those of the real one where only the test part was read."""
-    if (run.competition.images["split"] == "train").any():
-        return submission.train_priors(run.competition.images)
-    return COMPETITION_PRIORS
+def _write_first(run: Run) -> None:
+    with run.guard("submit", "it is tried again with each better submission"):
+        submission.prior_submission(run.competition.sample, run.folder / "submission.csv", inputs.priors(run))
+        run.by_priors = len(run.competition.sample)
+
+
+def plan(run: Run) -> pd.DataFrame:
+    """Measure the first films and plan the rest by the hours that are left; returns step and predicted seconds."""
+    with run.step("plan", "all that was asked for runs as long as the hours last"):
+        if run.clock.left() > 0:
+            from siimcovid.costs import measure
+
+            run.costs = measure(run)
+        else:
+            run.end("nothing is prepared, trained or predicted: the hours are spent")
+    run.revise()
+    left = [step for step in clock.forecast(run.costs, run.choices) if step not in run.seconds]
+    run.predicted_total = round(run.clock.spent() + sum(run.predicted.get(step, 0.0) for step in left), 1)
+    run.write()
+    print(f"{run.clock.hours:g} hours, {RESERVE:.0%} of them in reserve; predicted: {run.predicted_total:.0f} s")
+    print("\n".join(f"dropped: {line}" for line in run.dropped) or "nothing is dropped")
+    return pd.DataFrame(run.plan_table()).set_index("step").astype(float).round(1)
 
 
 def prepare(run: Run) -> pd.DataFrame:
-    """Prepare every film; returns those that could not be read, with the reason."""
-    with run.timed("prepare"):
-        run.failures = cache.prepare(run.competition.images, run.cache, run.preset.cache_size)
+    """Prepare the films, those of the submission first; returns those that could not be, with the reason."""
+    films, tried = None, 0
+    with run.step("prepare", "the films that were prepared before"):
+        from siimcovid import cache
+        from siimcovid.costs import lacking, wanted
+
+        films = wanted(run)
+        while tried < len(films) and (spare := _spare(run, films, tried)) > 0:
+            # a quarter of the time to spare a round: the films may turn out slower than the first ones were
+            tried += max(1, int(max(ROUND, spare / 4) / max(run.costs.prepare, 1e-6)))
+            run.failures = cache.prepare(films.head(tried), run.cache, run.preset.cache_size)
+    if films is None:
+        run.failures = run.competition.images[["image_id", "path"]].assign(reason="was not prepared")
+        return run.failures
+    late = lacking(run, films[~films["image_id"].isin(run.failures["image_id"])])
+    if len(late):
+        if tried < len(films):
+            run.end(f"preparation: {len(late)} of {len(films)} films are left out")
+        reasons = late[["image_id", "path"]].assign(reason="was not prepared: the time or the disk did not suffice")
+        run.failures = pd.concat([run.failures, reasons], ignore_index=True)
+    run.costs = replace(run.costs, to_prepare=0, test_films=len(run.test))
+    run.revise()
+    run.write()
     return run.failures
 
 
+def _spare(run: Run, films: pd.DataFrame, tried: int) -> float:
+    """Seconds that are left once what was prepared so far is trained on and predicted as quickly as can be."""
+    test = int((films["split"] == "test").sum())
+    least = clock.choose(run.costs, run.all_choices(), -math.inf, run.choices, run.settled)
+    costs = replace(run.costs, to_prepare=1, test_films=min(tried + 1, test))
+    seconds = clock.forecast(costs, least)
+    training = sum(value for step, value in seconds.items() if step.startswith("fit "))
+    share = max(0, tried + 1 - test) / max(1, len(films) - test)  # train films come last
+    return run.clock.left() - (sum(seconds.values()) - training) - training * share
+
+
 def fit(run: Run) -> pd.DataFrame:
-    """Train the stages (MODE finetune) or check those given (infer); returns a row per stage."""
+    """Train the models (MODE finetune) or check those given (infer); returns a row per stage."""
     rows = []
-    for stage in checkpoint.STAGES:
-        with run.timed(f"fit {stage}"):
-            if run.mode == "finetune":
-                path = fit_stage(
-                    stage, run.preset, run.films, run.cache, run.weights, run.folder / "weights", run.may_start_epoch
-                )
-                weights.register_trained(path, stage, run.preset, run.competition.folder.name)
-            else:
-                path = weights.verified(run.weights, f"{stage}.safetensors")
-        facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        last = facts["epochs"][-1] if facts.get("epochs") else {}
-        rows.append(
-            {"stage": stage, "file": path.name, **{k: last.get(k) for k in ("epoch", "loss", "films_per_second")}}
-        )
+    for stage in checkpoint.SUBMISSION_STAGES:
+        if stage not in run.choices.stages:
+            continue
+        facts: dict[str, Any] = {"stage": stage, "file": None}
+        with run.step(f"fit {stage}", f"a {stage} from the weights folder, if it has a trained one"):
+            from siimcovid import trained
+
+            path = _train(run, stage) if run.mode == "finetune" else None
+            if trained.load(run, stage, path):
+                path = path or trained.given(run, stage)
+                facts["file"] = str(path)
+                facts |= _last_epoch(path)
+        if facts["file"] is None and stage not in run.unusable:
+            with run.guard(f"fit {stage}", "no model"):
+                facts["file"] = trained.load(run, stage) and str(trained.given(run, stage))
+        rows.append(facts)
+        run.revise()
+    run.write()
     return pd.DataFrame(rows)
 
 
-def stage_file(run: Run, stage: str) -> Path:
-    """The checkpoint that predictions use."""
-    return (run.folder / "weights" if run.mode == "finetune" else run.weights) / f"{stage}.safetensors"
+def _last_epoch(path: Path) -> dict[str, Any]:
+    try:
+        epochs = json.loads(path.with_suffix(".json").read_text(encoding="utf-8")).get("epochs")
+    except (OSError, ValueError):  # a checkpoint needs no file beside it
+        epochs = None
+    return {key: epochs[-1].get(key) for key in ("epoch", "loss", "films_per_second")} if epochs else {}
 
 
-def detect(run: Run) -> pd.DataFrame:
-    """Boxes of each detector and of their ensemble on the test films."""
-    with run.timed("detect"):
-        fusion, tables = run.preset.fusion, []
-        for stage in checkpoint.DETECTORS:
-            _, config, model = checkpoint.load(stage_file(run, stage))
-            tables += [
-                predict(stage, config, model, run.test, run.cache, flip)
-                for flip in ((False, True) if fusion.flips else (False,))
-            ]
-        found = pd.concat(tables, ignore_index=True)
-        weight = dict(zip(checkpoint.DETECTORS, fusion.weights, strict=True))
-        weight |= {f"{stage}_flip": value for stage, value in weight.items()} if fusion.flips else {}
-        fused = fuse(
-            found,
-            list(weight),
-            weights=list(weight.values()),
-            iou=fusion.iou,
-            nms_iou=fusion.nms_iou,
-            max_boxes=fusion.max_boxes,
-        )
-        detections = pd.concat([found, fused], ignore_index=True)
-        _write_table(detections, run.folder / "detections.csv")
-    return detections
+def _train(run: Run, stage: str) -> Path | None:
+    """Train a stage, with half the batch as often as memory is short; None where there is no time for an epoch."""
+    from siimcovid import trained, weights
 
+    step, path = f"fit {stage}", trained.own(run, stage)
+    resume = path.with_name(f"{stage}.resume.pt")
+    one = replace(run.choices, epochs={**run.choices.epochs, stage: 1})
+    shortest = clock.forecast(run.costs, one)[step]
+    if not run.has_time(step, shortest) and (resume.is_file() or not path.is_file()):
+        run.end(f"{stage} is not trained: {shortest:.0f} s for an epoch do not fit")
+        return None
+    run.settled.add(stage)
+    run.write()  # who is killed while training goes on with these settings
 
-def classify(run: Run) -> pd.DataFrame:
-    """The four levels' probabilities of each test study, the mean over its films."""
-    with run.timed("classify"):
-        _, config, model = checkpoint.load(stage_file(run, "study"))
-        levels = study_levels(predict("study", config, model, run.test, run.cache))
-        _write_table(levels, run.folder / "levels.csv")
-    return levels
+    def may_start_epoch(seconds: float) -> bool:
+        if run.has_time(step, seconds):
+            return True
+        run.end(f"training of {stage} ends before its last epoch")
+        return False
 
-
-def submit(run: Run, detections: pd.DataFrame, levels: pd.DataFrame) -> Path:
-    """Write and check submission.csv from the ensemble, and one submission for each detector alone."""
-    with run.timed("submit"):
-        for model in (*checkpoint.DETECTORS, ENSEMBLE):
-            path = submission_file(run, model)
-            found = detections[detections["model"] == model]
-            none = none_confidence(found, run.test["image_id"])
-            images, sample = run.competition.images, run.competition.sample
-            submission.write_submission(sample, levels, none, found, images, path, priors(run))
-        verdict = validate.validate(
-            path, find_table(run.competition.folder, "sample_submission.csv"), run.folder / "index.csv"
-        )
-        if verdict.faults:
-            raise InputError(f"{path} is not valid: {'; '.join(map(str, verdict.faults[:3]))}")
+    while True:
+        with run.guard(step, "half the batch, accumulated to the same", MemoryShort):
+            path = trained.fit(run, stage, run.preset, run.films, path.parent, may_start_epoch)
+            break
+        free_memory()
+        batch = getattr(run.preset, stage).training.batch // 2
+        if not batch:
+            raise MemoryError(f"memory does not suffice to train {stage} on single films")
+        resume.unlink(missing_ok=True)  # half a run with the other batch
+        run.choices = replace(run.choices, batch={**run.choices.batch, stage: batch})
+        run.preset = clock.apply(run.asked, run.choices)
+    weights.register_trained(path, stage, run.preset, run.source.name)
     return path
 
 
-def submission_file(run: Run, model: str) -> Path:
-    """Where a model's submission lies: the ensemble's is the kernel's own."""
-    return run.folder / ("submission.csv" if model == ENSEMBLE else f"submissions/{model}.csv")
-
-
 def score(run: Run) -> pd.DataFrame | None:
-    """The scoreboard, a row per detector and the ensemble: six APs, their mean, and the report's Table 1.
-
-    Written to scores.json and boxes.json; None where no answers lie beside the competition.
-    """
-    if run.truth is None:
-        return None
-    with run.timed("score"):
-        images = read_csv(find_table(run.truth, "test_image_level.csv"), ("id", "label"))
-        studies = read_csv(find_table(run.truth, "test_study_level.csv"), ("id", *LEVEL_COLUMNS))
-        scores, boxes = {}, {}
-        for model in (*checkpoint.DETECTORS, ENSEMBLE):
-            answers = submission.read_table(submission_file(run, model), ("id", "PredictionString"))
-            matches = metric.match_classes(metric.compare(answers, images, studies))
-            scores[model] = metric.average_precisions(matches)
-            boxes[model] = evaluate.box_figures(matches["opacity"], threshold=0.3)
-        known = {m: {k: None if math.isnan(v) else v for k, v in row.items()} for m, row in scores.items()}
-        write_json(run.folder / "scores.json", known)  # a class without truth has no AP
-        table = pd.DataFrame(scores).T[[*CLASSES, "mean"]]
-        return table.join(pd.DataFrame(boxes).T.drop(columns="mAP@.50"))
-
-
-def _write_table(table: pd.DataFrame, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False)
-
-
-def true_boxes(run: Run) -> pd.DataFrame | None:
-    """The held-back boxes of the test films as fractions: image_id, boxes; None where there are no answers."""
-    if run.truth is None:
-        return None
-    answers = read_csv(find_table(run.truth, "test_image_level.csv"), ("id", "boxes"))
-    images = run.test.set_index("image_id")
-    rows = []
-    for name, text in zip(answers["id"].str.removesuffix("_image"), answers["boxes"], strict=True):
-        if name in images.index:
-            pixels = competition.parse_boxes(text, name) if isinstance(text, str) and text else []
-            fractions, _ = competition.box_fractions(pixels, *images.loc[name, ["rows", "columns"]])
-            rows.append((name, fractions))
-    return pd.DataFrame(rows, columns=["image_id", "boxes"])
+    """The scoreboard, see scoreboard.py; None where no answers lie beside the competition."""
+    with run.step("score", "no scoreboard"):
+        files = {model: submission_file(run, model) for model in (*checkpoint.DETECTORS, ENSEMBLE)}
+        return scoreboard.score(run, {model: path for model, path in files.items() if path.is_file()})
+    return None

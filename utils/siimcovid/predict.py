@@ -2,22 +2,54 @@
 
 detections   image_id, model, score, x1, y1, x2, y2: fractions of the film, a film's highest box first
 levels       image_id, study_id and the four probabilities in the order of LEVELS
+
+Under `accelerate launch` or `torchrun` every process predicts its share of the batches, and all have the whole table in
+the end, with the same rows in the same order as one process. All of them must call then.
 """
 
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import Subset
 from tqdm import tqdm
 
 from siimcovid import LEVELS
+from siimcovid.cache import read
 from siimcovid.data import SHARED, Films, loader
+from siimcovid.errors import InputError
 from siimcovid.models.backbone import for_inference
+from siimcovid.processes import launched_as
 
 DETECTION_COLUMNS = ["image_id", "model", "score", "x1", "y1", "x2", "y2"]
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What a model said."""
+
+    table: pd.DataFrame  # detections or levels
+    image_ids: list[str]  # the films it looked at, in the index's order, those without a box included
+    unreadable: list[str]  # films without a whole picture in the cache
+    not_finite: list[str]  # films of which the model says a number that is not finite
+
+
+class Readable(Films):
+    """Films of which some may have no readable picture: those come black, and marked."""
+
+    def __getitem__(self, number: int) -> dict:
+        try:
+            return {**super().__getitem__(number), "readable": True}
+        except InputError:
+            black = torch.zeros((1, self.size, self.size), dtype=torch.uint8)
+            name, boxes = self.image_ids[number], torch.zeros((0, 4))
+            return {"images": black, "boxes": boxes, "levels": -1, "image_ids": name, "readable": False}
 
 
 def predict(
@@ -27,13 +59,37 @@ def predict(
 
     On a GPU the model runs under autocast; on the CPU in float32. What runs is a copy made for inference. With `flip`
     it sees mirrored films; the boxes come back as of the films themselves, under the model name "<stage>_flip".
+    A film for which a number is not finite has no rows. Raises InputError where a film has no whole picture.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = for_inference(model.to(device))
-    films = Films(images, cache, config.infer_size, memory=SHARED)
+    found = look(stage, config, for_inference(model.to(default_device())), images, cache, flip)
+    if found.unreadable:
+        read(cache, found.unreadable[0])  # says what is wrong
+    return found.table
+
+
+def look(
+    stage: str,
+    config: Any,
+    model: nn.Module,
+    images: pd.DataFrame,
+    cache: Path,
+    flip: bool = False,
+    device: str | None = None,
+    may_go_on: Callable[[], bool] = lambda: True,
+) -> Predicted:
+    """Predict as many films as may be; see `predict`.
+
+    model: made by `for_inference`. device: "cpu" keeps off a GPU that is there. may_go_on: asked after each batch;
+    False leaves the rest out.
+    """
+    device = torch.device(device) if device else default_device()
+    share, gather = _share(len(images), config.infer_batch)
+    model = model.to(device)
+    films = Readable(images, cache, config.infer_size, memory=SHARED)
     crop = config.augment.crop
-    rows = []
-    for batch in tqdm(loader(films, config.infer_batch), desc=f"predict {stage}", unit="batch", mininterval=2):
+    rows: list[tuple[str, bool, np.ndarray]] = []  # a film's id, whether it could be read, and its output
+    batches = loader(Subset(films, share), config.infer_batch)
+    for batch in tqdm(batches, desc=f"predict {stage}", unit="batch", mininterval=2):
         pixels = batch["images"].to(device, non_blocking=True)
         if crop:
             start = (pixels.shape[-1] - crop) // 2
@@ -42,25 +98,54 @@ def predict(
             pixels = pixels.flip(-1)
         with torch.autocast(device.type, enabled=device.type == "cuda"):
             output = model.predict(pixels)
-        if stage == "study":
-            rows.append(torch.softmax(output.float(), dim=1).cpu().numpy())
-        else:
-            rows += [
-                np.hstack([scores.float().cpu().numpy()[:, None], boxes.float().cpu().numpy()])
-                for boxes, scores in output
-            ]
+        rows += zip(batch["image_ids"], batch["readable"], _arrays(output), strict=True)
+        if not may_go_on():
+            break
+    rows = gather(rows)
+    unreadable = [name for name, readable, _ in rows if not readable]
+    not_finite = [name for name, readable, values in rows if readable and not np.isfinite(values).all()]
+    left_out = {*unreadable, *not_finite}
+    rows = [(name, values) for name, _, values in rows if name not in left_out]
+    names = [name for name, _ in rows]
     if stage == "study":
-        table = images[["image_id", "study_id"]].reset_index(drop=True)
-        values = np.concatenate(rows) if rows else np.empty((0, len(LEVELS)))
-        return table.join(pd.DataFrame(values.astype(np.float64), columns=list(LEVELS)))
-    counts = [len(found) for found in rows]
-    values = np.concatenate(rows).astype(np.float64) if rows else np.empty((0, 5))
+        studies = dict(zip(images["image_id"], images["study_id"], strict=True))
+        values = np.array([values for _, values in rows], dtype=np.float64).reshape(-1, len(LEVELS))
+        table = pd.DataFrame({"image_id": names, "study_id": [studies[name] for name in names]})
+        return Predicted(table.join(pd.DataFrame(values, columns=list(LEVELS))), names, unreadable, not_finite)
+    values = np.concatenate([np.empty((0, 5)), *(values for _, values in rows)]).astype(np.float64)
     table = pd.DataFrame(values, columns=DETECTION_COLUMNS[2:])
     if flip:
         table["x1"], table["x2"] = 1 - table["x2"], 1 - table["x1"]
     table.insert(0, "model", f"{stage}_flip" if flip else stage)
-    table.insert(0, "image_id", np.repeat(images["image_id"].to_numpy(), counts))
-    return table
+    table.insert(0, "image_id", np.repeat(np.array(names, dtype=object), [len(values) for _, values in rows]))
+    return Predicted(table, names, unreadable, not_finite)
+
+
+def default_device() -> torch.device:
+    """The GPU (of this process, where there are several), else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _arrays(output: Tensor | list[tuple[Tensor, Tensor]]) -> list[np.ndarray]:
+    """A batch's output as an array per film: four probabilities, or (n, 5) score and box."""
+    if torch.is_tensor(output):
+        return list(torch.softmax(output.float(), dim=1).cpu().numpy())
+    return [np.hstack([scores.float().cpu().numpy()[:, None], boxes.float().cpu().numpy()]) for boxes, scores in output]
+
+
+def _share(films: int, batch: int) -> tuple[range, Callable[[list], list]]:
+    """This process's films, and the function that joins all processes' rows.
+
+    Whole batches are shared out in order, so that a film stands in the same batch whatever the number of processes.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return range(films), lambda rows: rows
+    from accelerate.utils import gather_object
+
+    state = launched_as()
+    bounds = np.linspace(0, -(-films // batch), state.num_processes + 1).round().astype(int) * batch
+    first, last = (min(int(bounds[state.process_index + k]), films) for k in (0, 1))
+    return range(first, last), gather_object
 
 
 def study_levels(levels: pd.DataFrame) -> pd.DataFrame:

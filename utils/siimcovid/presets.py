@@ -1,17 +1,15 @@
 """Every number of the system: two presets, `full` (the report's) and `small` (the same system for two CPU cores).
 
-A preset is a tree of frozen dataclasses. `override` changes single values by dotted keys and refuses unknown keys and
-wrong types; `to_dict` and `from_dict` carry it through JSON, beside each checkpoint. This module imports no torch.
+A preset is a tree of frozen dataclasses; overrides.py changes single values of it and carries it through JSON, beside
+each checkpoint. This module imports no torch.
 """
 
-import dataclasses
-import difflib
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from siimcovid.errors import InputError
+from siimcovid.overrides import override
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Training:
     epochs: int
     batch: int  # films per step and process
     learning_rate: float  # at its highest
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 0.0  # not on biases and norms
@@ -54,7 +52,19 @@ class Training:
     ema: float = 0.0  # decay per update of the averaged weights; 0 for none
     patience: int = 0  # epochs without a better validation metric before the end; 0 for never
     validate: bool = False  # measure and keep the best epoch on the held-out fold; False trains on everything
-    balance: Literal["none", "oversample"] = "none"  # of the levels among the films drawn
+    balance: Literal["none", "oversample", "weights"] = "none"  # of levels: rare ones drawn or counted more (study)
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """The backbone as a classifier of the findings of NIH ChestX-ray14, before it serves the other stages."""
+
+    training: Training
+    augment: Augment
+    backbone: str
+    size: int  # side of the square input in pixels, before the crop
+    infer_size: int
+    infer_batch: int
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,7 @@ class RcnnConfig:
     proposals: int = 1000
     boxes_per_image: int = 512  # sampled for the box head's loss
     head_width: int = 1024
+    box_loss: Literal["smooth_l1", "CIoU"] = "smooth_l1"  # of the box head; report, section 3.1, tried both
     score_threshold: float = 0.001  # the metric never punishes a low box
     nms_iou: float = 0.5
     max_boxes: int = 100
@@ -94,6 +105,7 @@ class YoloConfig:
     infer_batch: int
     backbone: str = ""  # a pretrained network in the place of its own first ten layers; empty for its own
     frozen_stages: int = 0
+    rsna_epochs: int = 30  # of training on the RSNA challenge first; report, section 3.2
     box_loss: Literal["GIoU", "DIoU", "CIoU"] = "GIoU"  # report, section 3.2
     box_gain: float = 0.075  # report, equation 2
     class_gain: float = 0.05
@@ -137,6 +149,7 @@ class Preset:
 
     name: str
     cache_size: int  # longest side of a prepared film in pixels
+    backbone: BackboneConfig
     rcnn: RcnnConfig
     yolo: YoloConfig
     study: StudyConfig
@@ -146,9 +159,20 @@ class Preset:
     seed: int = 0
 
 
+#: The report's changes to films for its classifiers: section 3.1, "Training of the backbone", and 3.4.
+CLASSIFIER_AUGMENT = Augment(flip=0.5, blur=0.3, shift_rotate=1.0, shift=0.0, degrees=20, erase=0.3, crop=224)
+
 FULL = Preset(
     name="full",
     cache_size=1024,
+    backbone=BackboneConfig(  # report, section 3.1
+        training=Training(epochs=35, batch=32, learning_rate=0.001, validate=True),
+        augment=CLASSIFIER_AUGMENT,
+        backbone="resnext101_32x8d",
+        size=256,
+        infer_size=256,
+        infer_batch=32,
+    ),
     rcnn=RcnnConfig(  # report, section 3.1
         training=Training(epochs=50, batch=10, learning_rate=0.001, validate=True),
         augment=Augment(
@@ -182,7 +206,7 @@ FULL = Preset(
     ),
     study=StudyConfig(  # report, section 3.4
         training=Training(epochs=58, batch=15, learning_rate=0.0005, validate=True),
-        augment=Augment(flip=0.5, blur=0.3, shift_rotate=1.0, shift=0.0, degrees=20, erase=0.3, crop=224),
+        augment=CLASSIFIER_AUGMENT,
         backbone="resnext101_32x8d",
         size=256,
         infer_size=256,
@@ -195,6 +219,22 @@ SMALL = Preset(
     cache_size=320,
     # the box head, trained on one opacity in four sampled boxes, is surer of itself than YOLO, so YOLO counts for more
     fusion=FusionConfig(weights=(1.0, 1.5), flips=True),
+    backbone=BackboneConfig(
+        training=Training(
+            epochs=5,
+            batch=16,
+            learning_rate=1e-3,
+            optimizer="adamw",
+            weight_decay=1e-2,
+            schedule="one_cycle",
+            clip_norm=1,
+        ),
+        augment=Augment(flip=0.5, brightness_contrast=0.5),
+        backbone="efficientnet_lite0",
+        size=256,
+        infer_size=256,
+        infer_batch=32,
+    ),
     rcnn=RcnnConfig(
         training=Training(
             epochs=7,
@@ -236,6 +276,7 @@ SMALL = Preset(
         architecture="yolov5n",
         nms_iou=0.4,
         backbone="efficientnet_lite0",
+        rsna_epochs=9,
         frozen_stages=2,
         size=256,
         infer_size=256,
@@ -263,111 +304,3 @@ def load_preset(name: str, overrides: Mapping[str, Any] | None = None) -> Preset
     if name not in PRESETS:
         raise InputError(f"unknown preset {name!r}; choose {' or '.join(PRESETS)}")
     return override(PRESETS[name], overrides or {})
-
-
-def override(config: Any, changes: Mapping[str, Any]) -> Any:
-    """A copy of a dataclass tree with the values at dotted keys replaced.
-
-    Raises:
-        InputError: a key that does not exist (with the nearest that does), or a value of the wrong type.
-    """
-    known = list(leaf_keys(config))
-    for key, value in changes.items():
-        config = _replace(config, key.split("."), value, key, known)
-    return config
-
-
-def _replace(config: Any, path: list[str], value: Any, key: str, known: list[str]) -> Any:
-    head, *rest = path
-    kinds = typing.get_type_hints(type(config))
-    if head not in kinds:
-        near = difflib.get_close_matches(key, known, n=1)
-        raise InputError(f"no setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-    if rest:
-        child = getattr(config, head)
-        if not dataclasses.is_dataclass(child):
-            raise InputError(f"no setting {key!r}: {head!r} is a single value")
-        return dataclasses.replace(config, **{head: _replace(child, rest, value, key, known)})
-    return dataclasses.replace(config, **{head: _checked(value, kinds[head], key)})
-
-
-def _checked(value: Any, kind: Any, key: str) -> Any:
-    """The value as the annotated type; a text (from the command line) is read as that type."""
-    if dataclasses.is_dataclass(kind):
-        raise InputError(f"setting {key!r} is a group; set one of its values, for example {key}.{_first_leaf(kind)}")
-    wrong = InputError(f"setting {key!r} must be {_type_name(kind)}, not {value!r}")
-    origin = typing.get_origin(kind)
-    if origin is Literal:
-        if value not in typing.get_args(kind):
-            raise wrong
-        return value
-    if origin is tuple:
-        parts = [p for p in value.split(",") if p] if isinstance(value, str) else value
-        if not isinstance(parts, list | tuple):
-            raise wrong
-        return tuple(_checked(part, typing.get_args(kind)[0], key) for part in parts)
-    if kind is bool:
-        if isinstance(value, str) and value.lower() in ("true", "false"):
-            return value.lower() == "true"
-        if isinstance(value, bool):
-            return value
-        raise wrong
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise wrong
-    if kind is str:
-        if not isinstance(value, str):
-            raise wrong
-        return value
-    try:
-        number = kind(value)
-    except ValueError:
-        raise wrong from None
-    if kind is int and number != float(value):
-        raise wrong
-    return number
-
-
-def _type_name(kind: Any) -> str:
-    if typing.get_origin(kind) is Literal:
-        return "one of " + ", ".join(map(repr, typing.get_args(kind)))
-    if typing.get_origin(kind) is tuple:
-        return f"a list of {typing.get_args(kind)[0].__name__}"
-    return {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}[kind.__name__]
-
-
-def _first_leaf(kind: type) -> str:
-    return dataclasses.fields(kind)[0].name
-
-
-def leaf_keys(config: Any, prefix: str = "") -> typing.Iterator[str]:
-    """The dotted keys of all single values of a dataclass tree."""
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        if dataclasses.is_dataclass(value):
-            yield from leaf_keys(value, f"{prefix}{item.name}.")
-        else:
-            yield prefix + item.name
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """The tree as plain JSON values (tuples as lists)."""
-    return dataclasses.asdict(
-        config, dict_factory=lambda pairs: {k: list(v) if isinstance(v, tuple) else v for k, v in pairs}
-    )
-
-
-def from_dict(kind: type, values: Mapping[str, Any]) -> Any:
-    """The inverse of `to_dict`; an unknown, missing or mistyped value raises InputError."""
-    if not isinstance(values, Mapping):
-        raise InputError(f"a {kind.__name__} must be an object of settings, not {values!r}")
-    kinds = typing.get_type_hints(kind)
-    built = {}
-    for name, value in values.items():
-        if name not in kinds:
-            raise InputError(f"no setting {name!r} in a {kind.__name__}")
-        child = kinds[name]
-        built[name] = from_dict(child, value) if dataclasses.is_dataclass(child) else _checked(value, child, name)
-    try:
-        return kind(**built)
-    except TypeError as error:
-        raise InputError(f"a {kind.__name__} is incomplete: {error}") from None

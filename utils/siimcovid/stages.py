@@ -3,22 +3,29 @@
 In: the index, the cache, a preset and the folder of offline weights. Out: `<stage>.safetensors`, by train.py.
 """
 
+import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.utils.data import Dataset
+from torchvision.transforms.functional import center_crop
 from tqdm import tqdm
 
-from siimcovid import LEVELS, checkpoint, folds, weights
-from siimcovid.data import Films, loader
+from siimcovid import LEVELS, cache, checkpoint, folds, weights
+from siimcovid.data import SHARED, Films, loader
 from siimcovid.errors import InputError
 from siimcovid.metric import Matches, area, average_precision, falling
+from siimcovid.models.backbone import for_inference
+from siimcovid.nih import LABELS
 from siimcovid.predict import predict, study_levels
-from siimcovid.presets import Preset
+from siimcovid.presets import BackboneConfig, Preset
+from siimcovid.processes import launched_as, processors
 from siimcovid.train import train
 
 
@@ -26,8 +33,8 @@ def fit(
     stage: str,
     preset: Preset,
     images: pd.DataFrame,
-    cache: Path,
-    start: Path,
+    folder: Path,
+    start: Path | None,
     out: Path,
     may_start_epoch: Callable[[float], bool] = lambda seconds: True,
 ) -> Path:
@@ -39,31 +46,42 @@ def fit(
     Args:
         stage: a key of checkpoint.STAGES.
         preset: the configuration.
-        images: the index; only train rows whose film lies in the cache are used.
-        cache: the prepared films.
-        start: folder of offline weights.
+        images: the index, or a table of sources.py; only train rows whose film lies in the cache are used.
+        folder: the cache of prepared films.
+        start: folder of offline weights; None starts from random ones.
         out: folder for the checkpoint.
         may_start_epoch: see train.train.
     """
     config = getattr(preset, stage)
-    known = images[(images["split"] == "train") & images["level"].isin(LEVELS)]
+    known = images[images["split"] == "train"]
+    if stage == "study":
+        known = known[known["level"].isin(LEVELS)]
     if known.empty:
-        raise InputError(f"stage {stage} has no films to train on: the competition folder has no readable train part")
+        raise InputError(f"stage {stage} has no films to train on: the folder has no readable train part for it")
     if config.training.validate:
         chosen, held_out = folds.split(known, preset.fold, preset.folds, preset.seed)
     else:
         chosen, held_out = known[known["annotated"]], None
     torch.manual_seed(preset.seed)
     model = checkpoint.build_model(stage, config)
-    origin = weights.start(stage, config, model, start)
-    films = Films(chosen, cache, config.size, config.augment, preset.seed)
+    origin = {"file": None} if start is None else weights.start(stage, config, model, start)
+    films = Films(chosen, folder, config.size, config.augment, preset.seed)
     dataset: Dataset = films
     if stage == "study" and config.frozen and config.views:
         dataset = Features(films, model, config.views, config.infer_batch)
-    chances = None
-    if config.training.balance == "oversample":
-        chances = (1.0 / chosen.groupby("level")["level"].transform("size")).tolist()
-    evaluate = None if held_out is None else lambda candidate: measure(stage, config, candidate, held_out, cache)
+    chances, balance = None, config.training.balance
+    if balance != "none":
+        if chosen["level"].isna().any() or (balance == "weights" and stage != "study"):
+            raise InputError(
+                f"{stage}.training.balance={balance} needs films with levels, and weights need stage study"
+            )
+        rarity = 1.0 / chosen.groupby("level")["level"].transform("size")
+        if balance == "oversample":
+            chances = rarity.tolist()
+        else:  # the mean weight of a film is 1, as without weights
+            of_level = rarity.groupby(chosen["level"]).first().reindex(LEVELS, fill_value=0.0)
+            model.level_weights = torch.tensor((of_level * len(chosen) / (of_level > 0).sum()).to_numpy())
+    evaluate = None if held_out is None else lambda candidate: measure(stage, config, candidate, held_out, folder)
     return train(
         stage,
         config,
@@ -78,9 +96,32 @@ def fit(
     )
 
 
-def measure(stage: str, config: object, model: nn.Module, images: pd.DataFrame, cache: Path) -> float:
-    """Validation metric, higher is better: opacity AP on all films for a detector, mean AP of levels for `study`."""
-    table = predict(stage, config, model, images, cache)
+def prepare(images: pd.DataFrame, folder: Path, size: int) -> pd.DataFrame:
+    """Prepare films, shared among the processes of a launch; returns the failures, the same table in each of them.
+
+    Machines with a disk in common make a part each; one with a disk of its own makes the rest afterwards.
+    """
+    state = launched_as()
+    if state.num_processes > 1:
+        workers = max(1, processors() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        cache.prepare(images, folder, size, workers, part=(state.process_index, state.num_processes))
+        state.wait_for_everyone()
+        with state.local_main_process_first():
+            return cache.prepare(images, folder, size, progress=False)
+    return cache.prepare(images, folder, size)
+
+
+def measure(stage: str, config: object, model: nn.Module, images: pd.DataFrame, folder: Path) -> float:
+    """Validation metric, higher is better.
+
+    Opacity AP on all films for a detector, mean AP of the levels for `study`, and for `backbone` the mean area under
+    the ROC curve of the findings that some films have and some have not, as Wang et al. 2017 compare them.
+    """
+    if stage == "backbone":
+        truth, scores = images[list(LABELS)].to_numpy(), findings(config, model, images, folder)
+        told = (truth.min(axis=0) == 0) & (truth.max(axis=0) == 1)
+        return float(roc_auc_score(truth[:, told], scores[:, told])) if told.any() else math.nan
+    table = predict(stage, config, model, images, folder)
     if stage == "study":
         levels = study_levels(table).set_index("study_id")
         truth = images.drop_duplicates("study_id").set_index("study_id")["level"].reindex(levels.index)
@@ -100,6 +141,18 @@ def measure(stage: str, config: object, model: nn.Module, images: pd.DataFrame, 
         np.repeat(np.arange(len(images)), [len(b) for b in boxes]),
         np.concatenate(boxes),
     )
+
+
+def findings(config: BackboneConfig, model: nn.Module, images: pd.DataFrame, folder: Path) -> np.ndarray:
+    """Logits of NIH's labels on films of the index: (films, 15) in the order of nih.LABELS."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, films = for_inference(model.to(device)), Films(images, folder, config.infer_size, memory=SHARED)
+    side = config.augment.crop or config.infer_size
+    rows = [
+        model.predict(center_crop(batch["images"].to(device), [side, side])).float().cpu()
+        for batch in loader(films, config.infer_batch)
+    ]
+    return torch.cat(rows).numpy()
 
 
 class Features(Dataset):

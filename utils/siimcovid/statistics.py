@@ -1,12 +1,20 @@
 """What an index holds, counted: the figures 4 to 6 of the report's section 2.3, and the sizes around them.
 
-In: rows of the index (competition.py). Out: plain numbers, which a command prints and a report draws.
+In: rows of the index (competition.py), or the label files of NIH ChestX-ray14 and RSNA Pneumonia for the report's
+figures 1 and 2. Out: plain numbers, which a command prints and the report page draws.
 """
+
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from siimcovid import LEVELS
+from siimcovid.errors import InputError
+from siimcovid.nih import ENTRIES, LABELS
+from siimcovid.rsna import CLASS_FILE
+from siimcovid.tables import find_table, read_csv
 
 QUANTILES = (0.05, 0.5, 0.95)
 
@@ -65,3 +73,31 @@ def _box_quantiles(boxes: pd.Series) -> dict[str, list[float]]:
 def _tally(values: pd.Series) -> dict[int, int]:
     """How often each value occurs, by value."""
     return {int(value): int(count) for value, count in values.value_counts().sort_index().items()}
+
+
+def nih_findings(folder: Path | str) -> tuple[dict[str, int], int]:
+    """How often each of nih.LABELS is found, the commonest first, and the number of films, by NIH's label file alone.
+
+    A film may have several findings. Raises InputError where the file is missing or has a label that is none of them.
+    """
+    path = next((found for name in ENTRIES if (found := find_table(folder, name))), None)
+    if path is None:
+        raise InputError(f"no {ENTRIES[0]} in {folder}: give the folder of NIH ChestX-ray14")
+    table = read_csv(path, ("Image Index", "Finding Labels"))
+    counts = Counter(label for text in table["Finding Labels"] for label in text.split("|"))
+    if unknown := sorted(set(counts).difference(LABELS)):
+        raise InputError(f"{path} has the label {unknown[0]!r}, which is none of {', '.join(LABELS)}")
+    ordered = sorted(LABELS, key=lambda label: (-counts[label], label))
+    return {label: counts[label] for label in ordered}, len(table)
+
+
+def rsna_classes(folder: Path | str) -> tuple[dict[str, int], int]:
+    """Rows of each class in RSNA's file of detailed classes, the commonest first, and the number of films.
+
+    The file has a row per box, as the report counts them. Raises InputError where it is missing.
+    """
+    path = find_table(folder, CLASS_FILE)
+    if path is None:
+        raise InputError(f"no {CLASS_FILE} in {folder}: give the folder of the RSNA Pneumonia Challenge")
+    table = read_csv(path, ("patientId", "class"))
+    return dict(Counter(table["class"]).most_common()), int(table["patientId"].nunique())

@@ -5,6 +5,7 @@ In: a stage's configuration, rows of the index, the cache, weights to start from
     <stage>.safetensors   the trained model with its configuration (checkpoint.py), and the same as JSON
     <stage>.metrics.csv   a row per epoch: epoch, loss, its parts, learning_rate, metric, seconds, films_per_second
     <stage>.resume.pt     while it runs: all that a restart needs; removed at the end
+    tensorboard/<stage>/  the same metrics for TensorBoard, where it is installed
 
 Every random number depends on the seed and the step alone, so a run that was killed and started again with the same
 command ends, on the CPU, with the same bits as one that was not.
@@ -22,7 +23,7 @@ from typing import Any
 import pandas as pd
 import torch
 from accelerate import Accelerator, skip_first_batches
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, is_tensorboard_available
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -33,7 +34,8 @@ from siimcovid import checkpoint
 from siimcovid.data import EpochSampler, loader
 from siimcovid.errors import InputError
 from siimcovid.files import atomic_path
-from siimcovid.presets import Training, to_dict
+from siimcovid.overrides import to_dict
+from siimcovid.presets import Training
 
 #: Seconds of training after which the state is written again, at the next step.
 SAVE_EVERY = 120.0
@@ -84,14 +86,15 @@ def learning_rate_factor(training: Training, update: int, updates_per_epoch: int
 
 
 def make_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
-    """SGD or AdamW over the trainable parameters; weight decay on weights only, not on biases and norms."""
+    """SGD, Adam or AdamW over the trainable parameters; weight decay on weights only, not on biases and norms."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": training.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    if training.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=training.learning_rate)
+    if training.optimizer != "sgd":
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimizer]
+        return kind(groups, lr=training.learning_rate)
     return torch.optim.SGD(
         groups,
         lr=training.learning_rate,
@@ -143,10 +146,17 @@ def train(
         return final
 
     accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),  # see processes.launched_as
         mixed_precision="fp16" if torch.cuda.is_available() else "no",  # bf16 autocast on CPUs is slower, not faster
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         step_scheduler_with_optimizer=False,
+        log_with="tensorboard" if is_tensorboard_available() else None,
+        project_dir=out / "tensorboard",
     )
+    accelerator.init_trackers(stage)
+    if accelerator.is_main_process:
+        for torn in out.glob(f".{stage}.*"):  # by a run that was killed while it wrote
+            torn.unlink()
     films_per_batch = training.batch * accelerator.num_processes
     accelerator.gradient_accumulation_steps = max(1, round(training.nominal_batch / films_per_batch))
     sampler = EpochSampler(len(dataset), seed, chances)
@@ -164,8 +174,11 @@ def train(
 
     if resume.is_file():
         state = torch.load(resume, map_location="cpu", weights_only=True)
-        if state["settings"] != settings:
-            raise InputError(f"{resume} is of a run with other settings; finish it with those, or remove the file")
+        if state["settings"] != settings or state["processes"] != accelerator.num_processes:
+            raise InputError(
+                f"{resume} is of a run with other settings or another number of processes ({state['processes']}); "
+                "finish it with those, or remove the file"
+            )
         plain.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
@@ -182,6 +195,7 @@ def train(
             torch.save(
                 {
                     "settings": settings,
+                    "processes": accelerator.num_processes,
                     "progress": vars(progress),
                     "model": plain.state_dict(),
                     "optimizer": optimizer.state_dict(),
@@ -204,9 +218,11 @@ def train(
     saved = time.monotonic()
     while progress.epoch < training.epochs:
         if progress.batch == 0 and progress.history:
-            if training.patience and progress.epoch - 1 - progress.best_epoch >= training.patience:
+            if evaluate and training.patience and progress.epoch - 1 - progress.best_epoch >= training.patience:
                 break
-            if not may_start_epoch(progress.history[-1]["seconds"]):
+            # clocks differ: the main process decides for all, or some would wait for the others for ever
+            go_on = broadcast_object_list([may_start_epoch(progress.history[-1]["seconds"])])[0]
+            if not go_on:
                 break
         sampler.epoch = progress.epoch
         started, before = time.monotonic(), progress.seconds
@@ -215,8 +231,10 @@ def train(
         model.train()
         for batch in left:
             progress.waiting += time.monotonic() - waiting
-            # a model's own draws (dropout, sampled proposals) depend on the step, not on what was drawn before
-            torch.manual_seed(hash((seed, progress.epoch, progress.batch, accelerator.process_index)) & 0x7FFFFFFF)
+            # A model's own draws (dropout, sampled proposals) depend on the step, not on what was drawn before. Of P
+            # processes number p has every P-th batch, so the draws are those of one process that takes them in turn.
+            number = progress.batch * accelerator.num_processes + accelerator.process_index
+            torch.manual_seed(hash((seed, progress.epoch, number)) & 0x7FFFFFFF)
             with accelerator.accumulate(model):
                 with accelerator.autocast():
                     parts: dict[str, Tensor] = model(batch)
@@ -243,7 +261,7 @@ def train(
             progress.seconds = before + time.monotonic() - started
             shown = {"epoch": progress.epoch + 1, "loss": f"{progress.loss / progress.batch:.3f}"}
             if progress.best_epoch >= 0:
-                shown["best"] = f"{progress.best:.3f}"
+                shown |= {"metric": f"{progress.history[-1]['metric']:.3f}", "best": f"{progress.best:.3f}"}
             bar.set_postfix(shown, refresh=False)
             bar.update()
             if accelerator.sync_gradients and time.monotonic() - saved > SAVE_EVERY:
@@ -278,6 +296,7 @@ def train(
         if accelerator.is_main_process:
             with atomic_path(out / f"{stage}.metrics.csv") as temporary:
                 pd.DataFrame(progress.history).to_csv(temporary, index=False)
+        accelerator.log({name: value for name, value in row.items() if value is not None}, step=progress.epoch)
         save_resume()
         saved = time.monotonic()
 
@@ -290,6 +309,8 @@ def train(
             final, result, stage, config, {"settings": settings, "epochs": progress.history, **(facts or {})}
         )
         resume.unlink(missing_ok=True)
+    for tracker in accelerator.trackers:  # not end_training, which would end the processes' group for the next stage
+        tracker.finish()
     accelerator.wait_for_everyone()
     accelerator.free_memory()
     return final

@@ -120,7 +120,8 @@ def _packaged_file(architecture: str) -> Path:
 def _yolo_tensors(architecture: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The published tensors that fit our one-class YOLOv5; only the detection head, sized for COCO, may be left."""
     from siimcovid.models.yolo import build
-    from siimcovid.presets import FULL, override
+    from siimcovid.overrides import override
+    from siimcovid.presets import FULL
 
     model = build(override(FULL.yolo, {"architecture": architecture}))
     ours = model.state_dict()
@@ -184,8 +185,9 @@ def verified(folder: Path, name: str) -> Path:
 def start(stage: str, config: Any, model: nn.Module, folder: Path) -> dict[str, Any]:
     """Put the best weights that a folder offers for a stage into its model, and say what was done.
 
-    In this order: the stage as it was trained before, a whole pretrained YOLOv5, a pretrained backbone. Tensors of
-    other names or shapes are left as they are (the report's non-strict loading, section 3.4).
+    In this order: the stage as it was trained before, a whole pretrained YOLOv5, a backbone that stage `backbone`
+    trained, one as published. Tensors of other names or shapes are left as they are (the report's non-strict loading,
+    section 3.4).
 
     Returns:
         {"file", "taken": number of tensors, "left": names of the model's tensors that keep their random values}.
@@ -196,7 +198,11 @@ def start(stage: str, config: Any, model: nn.Module, folder: Path) -> dict[str, 
     manifest = read_manifest(folder)
     names = [f"{stage}.safetensors"]
     backbone = not (stage == "yolo" and not config.backbone)
-    names.append(f"{config.backbone if backbone else config.architecture}.safetensors")
+    published = config.backbone if backbone else config.architecture
+    trained = manifest.get("backbone.safetensors", {})
+    if backbone and stage != "backbone" and trained.get("architecture") == config.backbone:
+        names.append("backbone.safetensors")
+    names.append(f"{published}.safetensors")
     name = next((name for name in names if name in manifest), None)
     if name is None:
         wanted = names[-1].removesuffix(".safetensors")
@@ -206,6 +212,8 @@ def start(stage: str, config: Any, model: nn.Module, folder: Path) -> dict[str, 
         )
     tensors, _ = read_tensors(verified(folder, name))
     if name != names[0] and backbone:
+        if name == "backbone.safetensors":
+            tensors = {key.removeprefix("backbone."): tensor for key, tensor in tensors.items()}
         places = [place for place, module in model.named_modules() if isinstance(module, Backbone)]
         tensors = {f"{place}.{key}": tensor for place in places for key, tensor in tensors.items()}
     own = model.state_dict()

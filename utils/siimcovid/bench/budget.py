@@ -1,6 +1,6 @@
 """The nine hours of the competition's kernel, worked out for its hidden test set on a T4.
 
-In: the `full` preset; FLOPs counted on its own models. Out: Markdown. Nothing here was measured on a T4: what the plan
+In: the `full` preset; FLOPs counted on its own models. Out: Markdown. Nothing here was measured on a GPU: what the plan
 assumes stands in its first table, so that a reader with one can put his own figures in.
 """
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from siimcovid import checkpoint
-from siimcovid.pipeline import RESERVE
+from siimcovid.clock import RESERVE
 from siimcovid.presets import FULL
 
 FILMS, HOURS = 6334, 9.0
@@ -19,6 +19,11 @@ FILMS, HOURS = 6334, 9.0
 #: A T4's tensor cores are rated at 65e12 operations a second in fp16. NVIDIA states 800 to 950 films of 224 pixels a
 #: second for ResNeXt-101 32x4d in mixed precision (DeepLearningExamples), which is 13e12 to 15e12; half is assumed.
 SPEED = 6e12
+#: A P100 has no tensor cores and is rated at 18.7e12 in fp16; about a fifth is assumed.
+P100_SPEED = 4e12
+
+#: Films that each stage is trained on: NIH ChestX-ray14, RSNA's with boxes (6,012 of its 26,684), the competition's.
+NIH_FILMS, RSNA_FILMS = 112_120, 6012
 
 #: Seconds of one processor for a film: `siimcovid bench` on 2.5 GHz EPYC cores; 7 % of the films are JPEG Lossless.
 PREPARE = 0.93 * 0.05 + 0.07 * 0.22
@@ -37,7 +42,7 @@ def operations(stage: str, config: Any, side: int) -> float:
 
 
 def _forward(stage: str, config: Any, model: Any, images: Tensor) -> None:
-    if stage == "study":
+    if stage in ("backbone", "study"):
         model.predict(images)
     elif stage == "yolo":
         model.model.train()(model.prepare(images))  # without the decoding of boxes, which counts for nothing
@@ -64,7 +69,7 @@ def plan() -> str:
     lines.append(f"| read {TEST_BYTES / 1e9:.0f} GB | {TEST_BYTES / FILMS / 1e6:.0f} MB | {reading:.0f} |")
     lines.append(f"| decode and shrink, while reading | {PREPARE:.3f} s / {PROCESSORS} | ({decoding:.1f}) |")
     total = max(reading, decoding)
-    for stage in checkpoint.STAGES:
+    for stage in checkpoint.SUBMISSION_STAGES:
         config = getattr(FULL, stage)
         side = config.augment.crop or config.infer_size
         flops = operations(stage, config, side)
@@ -80,18 +85,21 @@ def plan() -> str:
         f"MODE `infer` is done in {total / 60:.1f} of the {HOURS:.0f} hours. MODE `finetune` reads the train films too "
         f"and starts no epoch in the last {RESERVE:.0%} of the time; this leaves {free:.1f} hours for training:",
         "",
-        "| Training, 4 of 5 folds | GFLOP a film, forward and back | minutes an epoch | epochs of the report | hours |",
-        "|---|---|---|---|---|",
+        "| Training, 4 of 5 folds | films | GFLOP a film, both ways | epochs of the report | hours, T4 | hours, P100 |",
+        "|---|---|---|---|---|---|",
     ]
-    films = FILMS * (FULL.folds - 1) / FULL.folds
-    for stage in checkpoint.STAGES:
+    share = (FULL.folds - 1) / FULL.folds
+    lessons = [("backbone", "NIH", NIH_FILMS, FULL.backbone.training.epochs)]
+    lessons += [("yolo", "RSNA", RSNA_FILMS, FULL.yolo.rsna_epochs)]
+    lessons += [(stage, "SIIM", FILMS, getattr(FULL, stage).training.epochs) for stage in checkpoint.SUBMISSION_STAGES]
+    for stage, data, films, epochs in lessons:
         config = getattr(FULL, stage)
         side = config.augment.crop or config.size
         # a backward pass costs two forward ones; a frozen backbone needs none
         flops = operations(stage, config, side) * (1 if stage == "study" and config.frozen else 3)
-        minutes = flops / SPEED * films / 60
-        epochs = config.training.epochs
+        hours = [flops / speed * films * share * epochs / 3600 for speed in (SPEED, P100_SPEED)]
         lines.append(
-            f"| {stage} at {side} | {flops / 1e9:.0f} | {minutes:.1f} | {epochs} | {minutes * epochs / 60:.1f} |"
+            f"| {stage} at {side}, {data} | {films * share:,.0f} | {flops / 1e9:.0f} | {epochs} "
+            f"| {hours[0]:.1f} | {hours[1]:.1f} |"
         )
     return "\n".join(lines)

@@ -168,7 +168,7 @@ def waiting_share() -> float:
     """Share of an epoch's seconds that training the `small` YOLO on all cores spends waiting for the loader."""
     from siimcovid.checkpoint import build_model
     from siimcovid.data import Films
-    from siimcovid.presets import override
+    from siimcovid.overrides import override
     from siimcovid.train import train
 
     with tempfile.TemporaryDirectory() as folder:

@@ -68,8 +68,9 @@ def measure(count: int) -> dict:
     from siimcovid import cache, checkpoint
     from siimcovid.fuse import fuse
     from siimcovid.headers import scan_films
+    from siimcovid.overrides import override
     from siimcovid.predict import predict
-    from siimcovid.presets import SMALL, override
+    from siimcovid.presets import SMALL
 
     import pandas as pd  # isort: skip
 
@@ -94,7 +95,7 @@ def measure(count: int) -> dict:
         assert cache.prepare(images, Path(folder, "cache"), CACHE_SIZE, progress=False).empty
         lap("prepare")
         tables = []
-        for stage in checkpoint.STAGES:
+        for stage in checkpoint.SUBMISSION_STAGES:
             smaller = {"infer_size": SIDE, "infer_batch": 32} | ({"proposals": 20} if stage == "rcnn" else {})
             config = override(getattr(SMALL, stage), smaller)
             model = checkpoint.build_model(stage, config)

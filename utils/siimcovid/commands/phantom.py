@@ -1,4 +1,4 @@
-"""`siimcovid phantom OUT`: write the demo competition."""
+"""`siimcovid phantom OUT`: write the demo competition, or phantom films as RSNA or NIH lay theirs out."""
 
 import argparse
 from pathlib import Path
@@ -8,6 +8,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "out", type=Path, metavar="OUT", help="competition folder to write; the answers go to OUT.truth"
     )
+    parser.add_argument("--layout", choices=("competition", "rsna", "nih"), default="competition", help="whose folder")
     parser.add_argument("--train-studies", type=int, default=240, help="studies to train on (default %(default)s)")
     parser.add_argument("--test-studies", type=int, default=60, help="held-back studies (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default %(default)s)")
@@ -17,7 +18,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from siimcovid.phantom_competition import write_competition
+    from siimcovid.phantom_pretraining import write_pretraining
+    from siimcovid.processes import processors
 
+    if args.layout != "competition":
+        films = write_pretraining(
+            args.out,
+            args.layout,
+            films=args.train_studies,
+            seed=args.seed,
+            scale=args.scale,
+            workers=args.workers or processors(),
+        )
+        print(f"{args.out}: {films} films written")
+        return 0
     written = write_competition(
         args.out,
         train_studies=args.train_studies,

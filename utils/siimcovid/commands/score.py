@@ -1,4 +1,8 @@
-"""`siimcovid score SUBMISSION --images CSV --studies CSV`: the competition's six-class mean average precision."""
+"""`siimcovid score RUN | SUBMISSION… --images CSV --studies CSV`: the official score, Table 1 and Table 2.
+
+With a run's folder, every model of it against the answers beside its competition; with submissions, whoever made them,
+against the truth that is named.
+"""
 
 import argparse
 import math
@@ -7,33 +11,90 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("submission", type=Path, help="submission.csv")
-    parser.add_argument("--images", type=Path, required=True, help="the truth, as train_image_level.csv (or .csv.gz)")
-    parser.add_argument("--studies", type=Path, required=True, help="the truth, as train_study_level.csv (or .csv.gz)")
+    parser.add_argument("what", nargs="+", metavar="RUN|CSV", help="a run's folder, or submissions: FILE or NAME=FILE")
+    parser.add_argument("--images", type=Path, help="the truth, as train_image_level.csv (or .csv.gz)")
+    parser.add_argument("--studies", type=Path, help="the truth, as train_study_level.csv (or .csv.gz)")
+    parser.add_argument("--answers", type=Path, metavar="DIR", help="a run's answers that do not lie beside it")
     parser.add_argument("--subset", action="store_true", help="score only the ids submitted")
-    parser.add_argument("--threshold", type=float, default=0.5, help="confidence from which boxes count (default 0.5)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the six average precisions and their mean")
+    parser.add_argument("--threshold", type=float, help="confidence from which boxes count (default 0.1)")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write the six average precisions and their mean (by model if several)",
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write the tables as CSV and the curves as PNG")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the score and its companions; a class without truth is null in the JSON."""
-    from siimcovid import LEVEL_COLUMNS, evaluate, metric
+    """Print the scores and their companions; a class without truth is null in the JSON."""
+    from siimcovid.evaluate import as_text, compared
     from siimcovid.files import write_json
+
+    evaluations = _evaluations(args)
+    print(as_text(evaluations[0]) if len(evaluations) == 1 else compared(evaluations))
+    if args.json:
+        scores = {e.name: {k: None if math.isnan(v) else v for k, v in e.scores.items()} for e in evaluations}
+        write_json(args.json, scores if len(scores) > 1 else scores[evaluations[0].name])
+    if args.out:
+        _write(evaluations, args.out)
+    return 0
+
+
+def _evaluations(args: argparse.Namespace) -> list:
+    from siimcovid import LEVEL_COLUMNS
+    from siimcovid.errors import InputError
+    from siimcovid.evaluate import THRESHOLD, evaluate
+    from siimcovid.report.run_folder import evaluate_run, read_run
     from siimcovid.submission import read_table
 
-    comparison = metric.compare(
-        read_table(args.submission, ("id", "PredictionString")),
-        read_table(args.images, ("id", "label")),
-        read_table(args.studies, ("id", *LEVEL_COLUMNS)),
-        args.subset,
-    )
-    matches = metric.match_classes(comparison)
-    scores = metric.average_precisions(matches)
-    boxes, levels = (
-        evaluate.box_figures(matches["opacity"], args.threshold),
-        evaluate.level_figures(comparison, matches),
-    )
-    print(evaluate.as_text(scores, boxes, levels, args.threshold))
-    if args.json:
-        write_json(args.json, {name: None if math.isnan(value) else value for name, value in scores.items()})
-    return 0
+    threshold = THRESHOLD if args.threshold is None else args.threshold
+    if len(args.what) == 1 and Path(args.what[0]).is_dir():
+        folder = read_run(args.what[0], args.answers)
+        if folder.answers is None:
+            raise InputError(f"no answers beside the competition of {args.what[0]}: name their folder with --answers")
+        if not folder.finished:
+            raise InputError(f"{args.what[0]} has not come to its submissions: let the run finish")
+        return evaluate_run(folder, threshold)
+    if args.images is None or args.studies is None:
+        raise InputError("name the truth of a submission with --images and --studies")
+    images = read_table(args.images, ("id", "label"))
+    studies = read_table(args.studies, ("id", *LEVEL_COLUMNS))
+    named = {}
+    for text in args.what:
+        name, _, file = text.rpartition("=")
+        name = name or Path(file).name.removesuffix(".gz").removesuffix(".csv")
+        if name in named:
+            raise InputError(f"two submissions are called {name}: name them, as in first={file}")
+        named[name] = Path(file)
+    return [
+        evaluate(name, read_table(file, ("id", "PredictionString")), images, studies, threshold, args.subset)
+        for name, file in named.items()
+    ]
+
+
+def _write(evaluations: list, folder: Path) -> None:
+    """scores.csv, table1.csv, table2.csv, confusion.csv and .png, pr_curves.png, f1.png and calibration.png."""
+    import pandas as pd
+
+    from siimcovid import LEVELS, figures
+    from siimcovid.evaluate import score_table, table_1, table_2
+    from siimcovid.files import atomic_path
+
+    tables = {"scores": score_table(evaluations), "table1": table_1(evaluations), "table2": table_2(evaluations)}
+    rows = {(e.name, LEVELS[i]): row for e in evaluations for i, row in enumerate(e.levels["confusion"])}
+    confusion = pd.DataFrame(rows.values(), index=pd.MultiIndex.from_tuples(rows, names=["model", "truth"]))
+    tables["confusion"] = confusion.set_axis(list(LEVELS), axis=1)
+    pictures = {
+        "pr_curves": figures.precision_recall(evaluations),
+        "f1": figures.f1_curves(evaluations),
+        "confusion": figures.confusion(evaluations[-1].levels["confusion"], f"Levels: {evaluations[-1].name}"),
+        "calibration": figures.calibration(evaluations),
+    }
+    for name, table in tables.items():
+        with atomic_path(folder / f"{name}.csv") as temporary:
+            table.to_csv(temporary)
+    for name, figure in pictures.items():
+        with atomic_path(folder / f"{name}.png") as temporary:
+            figure.savefig(temporary, dpi=120, metadata={"Software": None})
+    print(f"{folder}: " + ", ".join([*(f"{name}.csv" for name in tables), *(f"{name}.png" for name in pictures)]))

@@ -1,19 +1,23 @@
-"""The convolutional network that Faster R-CNN, the small YOLO and the study model start from.
+"""The convolutional network that Faster R-CNN, the small YOLO and the study model start from, and its own training.
 
-In: (B, 3, S, S) float images, normalised with IMAGENET_MEAN and IMAGENET_STD. Out: feature maps, or their mean.
-Two architectures: torchvision's ResNeXt-101 32x8d (report, section 3.1) and EfficientNet-Lite0 (the small twin; Tan and
-Le 2019, the "lite" variant without squeeze-and-excitation), whose ImageNet weights come as a Python package.
+In: (B, 3, S, S) float images, normalised with IMAGENET_MEAN and IMAGENET_STD. Out: feature maps, or their mean. The
+stage `backbone` trains it to tell the findings of NIH ChestX-ray14. Two architectures: torchvision's ResNeXt-101 32x8d
+(report, section 3.1) and EfficientNet-Lite0 (the small twin; Tan and Le 2019, the "lite" variant without
+squeeze-and-excitation), whose ImageNet weights come as a Python package.
 """
 
 import copy
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.models import resnext101_32x8d
 from torchvision.ops import FrozenBatchNorm2d
 
 from siimcovid.errors import InputError
+from siimcovid.nih import LABELS
+from siimcovid.presets import BackboneConfig
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # report, section 3.1
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -79,6 +83,30 @@ def build_backbone(architecture: str, published: dict[str, Tensor] | None = None
         middle = [nn.Sequential(*blocks[a:b]) for a, b in cuts]
         return Backbone([stem, *middle, nn.Sequential(*blocks[11:], *head)], [16, 24, 40, 112, 1280])
     raise InputError(f"unknown backbone {architecture!r}; choose resnext101_32x8d or efficientnet_lite0")
+
+
+class FindingsClassifier(nn.Module):
+    """The backbone with one linear layer for NIH's 15 labels: `forward` gives a batch's loss, `predict` its logits."""
+
+    def __init__(self, config: BackboneConfig):
+        super().__init__()
+        self.backbone = build_backbone(config.backbone)
+        self.head = nn.Linear(self.backbone.channels[-1], len(LABELS))
+
+    def forward(self, batch: dict) -> dict[str, Tensor]:
+        """Binary cross entropy with logits over the batch's findings, (B, 15) of 0 and 1 (report, section 3.1)."""
+        logits = self.head(self.backbone.pooled(normalise(batch["images"])))
+        return {"findings": functional.binary_cross_entropy_with_logits(logits, batch["findings"])}
+
+    @torch.inference_mode()
+    def predict(self, images: Tensor) -> Tensor:
+        """(B, 1, S, S) uint8 -> (B, 15) logits in the order of nih.LABELS."""
+        return self.head(self.backbone.pooled(normalise(images)))
+
+
+def build(config: BackboneConfig) -> FindingsClassifier:
+    """Build the classifier of findings with random weights, in channels-last layout."""
+    return FindingsClassifier(config).to(memory_format=torch.channels_last)
 
 
 def freeze_batch_norm(module: nn.Module) -> nn.Module:

@@ -9,11 +9,13 @@ from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import AnchorGenerator
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, complete_box_iou_loss
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from siimcovid.models.backbone import build_backbone, freeze_batch_norm, normalise
@@ -37,6 +39,32 @@ class Pyramid(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         maps = self.body(images)[self.first :]
         return self.fpn(OrderedDict((str(k), m) for k, m in enumerate(maps)))
+
+
+class CompleteIouHeads(RoIHeads):
+    """torchvision's box head with the CIoU loss of its boxes (Zheng et al. 2021) in the place of smooth L1."""
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]] | None = None,
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """As RoIHeads.forward; while training the boxes' loss is (1 - CIoU) of decoded pixels, over all samples."""
+        if not self.training:
+            return super().forward(features, proposals, image_shapes, targets)
+        proposals, _, labels, wanted = self.select_training_samples(proposals, targets)
+        logits, offsets = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, image_shapes)))
+        chosen, wanted, corners = torch.cat(labels), torch.cat(wanted), torch.cat(proposals)
+        at = torch.where(chosen > 0)[0]
+        # (samples, classes, 4) -> the offsets of each opacity's own class
+        own = offsets.reshape(len(chosen), -1, 4)[at, chosen[at]]
+        found, true = (self.box_coder.decode_single(part.float(), corners[at]) for part in (own, wanted[at]))
+        return [], {
+            "loss_classifier": functional.cross_entropy(logits, chosen),
+            "loss_box_reg": complete_box_iou_loss(found, true, reduction="sum") / len(chosen),
+        }
 
 
 class Rcnn(nn.Module):
@@ -66,6 +94,8 @@ class Rcnn(nn.Module):
             box_nms_thresh=config.nms_iou,
             box_detections_per_img=config.max_boxes,
         )
+        if config.box_loss == "CIoU":
+            self.detector.roi_heads.__class__ = CompleteIouHeads  # the same modules and settings, another loss
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
         """The four losses of Faster R-CNN, each a scalar."""

@@ -19,6 +19,7 @@ class Study(nn.Module):
     def __init__(self, config: StudyConfig):
         super().__init__()
         self.frozen = config.frozen
+        self.level_weights: Tensor | None = None  # (4,) of the levels in the loss, set before training; None: equal
         self.smoothing = config.label_smoothing
         self.backbone = build_backbone(config.backbone)
         width = self.backbone.channels[-1]
@@ -50,7 +51,8 @@ class Study(nn.Module):
         """Cross entropy over the batch's levels, (B,) int64 in the order of LEVELS."""
         features = batch["features"] if "features" in batch else self.features(batch["images"])
         logits = self.head(features)
-        return {"level": functional.cross_entropy(logits, batch["levels"], label_smoothing=self.smoothing)}
+        weight = None if self.level_weights is None else self.level_weights.to(logits)
+        return {"level": functional.cross_entropy(logits, batch["levels"], weight, label_smoothing=self.smoothing)}
 
     @torch.inference_mode()
     def predict(self, images: Tensor) -> Tensor:

@@ -82,13 +82,13 @@ class Models:
         """Load every trained stage of a folder, verified. Raises InputError where there is none or one is damaged."""
         manifest = weights.read_manifest(folder)
         stages, preset = {}, ""
-        for name in checkpoint.STAGES:
+        for name in checkpoint.SUBMISSION_STAGES:
             if f"{name}.safetensors" in manifest:
                 _, config, model = checkpoint.load(weights.verified(folder, f"{name}.safetensors"))
                 stages[name] = Stage(config, model)
                 preset = preset or manifest[f"{name}.safetensors"].get("preset", "")
         if not stages:
-            wanted = ", ".join(f"{name}.safetensors" for name in checkpoint.STAGES)
+            wanted = ", ".join(f"{name}.safetensors" for name in checkpoint.SUBMISSION_STAGES)
             raise InputError(f"{folder} holds no trained stage ({wanted}): name the weights/ of a training run")
         return cls(stages, preset)
 

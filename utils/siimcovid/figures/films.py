@@ -1,7 +1,4 @@
-"""Pictures for the notebook and the README, drawn by matplotlib.
-
-Each is a Figure of its own, outside pyplot: yolov5 switches pyplot's backend when it is imported.
-"""
+"""Films with boxes drawn on them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from siimcovid import cache
-
-TRUTH = "truth"
-COLOURS = {TRUTH: "#3ddc84", "rcnn": "#4cc9f0", "yolo": "#f7b801", "ensemble": "#ff4d6d"}
+from siimcovid.figures.style import COLOURS, TRUTH
 
 
 def gallery(
@@ -66,15 +61,3 @@ def draw_box(axis: Axes, box: Sequence[float], shape: tuple[int, int], colour: s
         axis.text(
             *corner, f"{score:.2f}", color="black", fontsize=6, va="bottom", bbox={"fc": colour, "lw": 0, "pad": 1}
         )
-
-
-def learning_curves(folder: Path) -> Figure:
-    """The loss of each epoch for every stage whose metrics lie in `folder`."""
-    tables = sorted(Path(folder).glob("*.metrics.csv"))
-    figure = Figure(figsize=(3.2 * max(1, len(tables)), 2.4), layout="constrained")
-    axes = figure.subplots(1, max(1, len(tables)), squeeze=False)
-    for axis, path in zip(axes[0], tables, strict=False):
-        table = pd.read_csv(path)
-        axis.plot(table["epoch"], table["loss"], color="#4361ee")
-        axis.set(title=path.name.split(".")[0], xlabel="epoch", ylabel="training loss")
-    return figure

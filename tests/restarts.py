@@ -1,0 +1,118 @@
+"""A fine-tuning run of the notebook that SIGTERM ends in every step in turn, and one that it leaves alone.
+
+`main(COMPETITION, WEIGHTS, OUT)`: OUT/whole is the run left alone, OUT/killed the other. One process imports everything
+and forks a child for each start, which spares the seconds of importing.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+from kernel_cells import draw_nothing, run_cells
+from siimcovid import cache, competition, costs, fuse, inference, predict, stages, train
+from siimcovid.checkpoint import SUBMISSION_STAGES
+from siimcovid.models import rcnn, study, yolo  # noqa: F401 - for the children
+
+POINTS = ("index", "plan", "prepare", *(f"fit {stage}" for stage in SUBMISSION_STAGES), "detect", "classify", "submit")
+
+
+def end() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def ending_before(function: Callable, when: Callable[..., bool] = lambda *_: True) -> Callable:
+    def wrapped(*given, **named):
+        if when(*given):
+            end()
+        return function(*given, **named)
+
+    return wrapped
+
+
+def half_prepared(images, folder, size):
+    """Preparation that ends in the middle; the plan's own does not."""
+    if sys._getframe(1).f_code.co_name == "prepare":
+        prepare(images.head(len(images) // 2), folder, size)
+        end()
+    return prepare(images, folder, size)
+
+
+def half_trained(stage: str) -> Callable:
+    """Training of a stage that ends after its third step, with the second saved; the plan's own does not."""
+
+    def wrapped(name, config, model, dataset, out, **options):
+        steps = []
+
+        def on_step(progress) -> None:
+            if name == stage and out.name == "weights":
+                steps.append(progress)
+                train.SAVE_EVERY = -1.0  # from here on, each step
+                if len(steps) == 3:
+                    end()
+
+        return train_stage(name, config, model, dataset, out, **options, on_step=on_step)
+
+    return wrapped
+
+
+prepare, train_stage, look = cache.prepare, stages.train, predict.look
+
+
+def patches(point: str) -> list:
+    """What makes the run end in the middle of a step."""
+    step, _, stage = point.partition(" ")
+    return {
+        "index": lambda: [mock.patch.object(competition, "write_index", ending_before(competition.write_index))],
+        "plan": lambda: [mock.patch.object(costs, "look", ending_before(look))],
+        "prepare": lambda: [mock.patch.object(cache, "prepare", half_prepared)],
+        "fit": lambda: [mock.patch.object(stages, "train", half_trained(stage))],
+        "detect": lambda: [mock.patch.object(predict, "look", ending_before(look, lambda name, *_: name == "yolo"))],
+        "classify": lambda: [mock.patch.object(predict, "look", ending_before(look, lambda name, *_: name == "study"))],
+        "submit": lambda: [
+            mock.patch.object(
+                inference,
+                "_write_submission",
+                ending_before(inference._write_submission, lambda run, model, *_: model == "rcnn"),
+            )
+        ],
+        "": list,
+    }[step]()
+
+
+def child(point: str, folders: list[str], out: Path) -> int:
+    """Run the notebook in a fork that ends in this step, "" for none; returns its exit status."""
+    process = os.fork()
+    if process == 0:
+        status = 1
+        try:
+            for patch in patches(point):
+                patch.start()
+            settings = {"cache_size": 64, "fusion.flips": False}
+            for stage in SUBMISSION_STAGES:
+                settings |= {f"{stage}.size": 64, f"{stage}.infer_size": 64}
+                settings |= {f"{stage}.training.epochs": 1, f"{stage}.training.batch": 2}
+            given = {"COMPETITION_DIR": folders[0], "WEIGHTS_DIR": folders[1], "OUTPUT_DIR": str(out)}
+            run = run_cells(**given, PRESET="small", MODE="finetune", OVERRIDES=settings)["run"]
+            status = 3 if run.degraded else 0
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def main(competition_folder: str, weights: str, out: str) -> None:
+    torch.set_num_threads(1)
+    costs.STEPS = 1
+    draw_nothing(setattr)
+    fuse.fuse(predict.pd.DataFrame(columns=fuse.COLUMNS), ["rcnn"])  # compiled for all children
+    starts = [("whole", ""), *(("killed", point) for point in POINTS), ("killed", "")]
+    for folder, point in starts:
+        begin = time.monotonic()
+        status = child(point, [competition_folder, weights], Path(out) / folder)
+        there = (Path(out) / folder / "submission.csv").is_file()
+        print(f"START,{folder},{point},{status},{there},{time.monotonic() - begin:.1f}", flush=True)

@@ -1,0 +1,288 @@
+"""Cross-validation: every film once, by models that did not see its patient; resumed, refused, scored."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from siimcovid import CLASSES, LEVEL_COLUMNS, LEVELS, crossval
+from siimcovid.cli import main
+from siimcovid.crossval import cross_validate, refuse_leaks, score
+from siimcovid.errors import InputError
+from siimcovid.phantom_competition import write_competition
+from siimcovid.presets import load_preset
+from siimcovid.weights import register_trained
+
+BOX = [0.2, 0.3, 0.6, 0.8]
+CORNERS = ["x1", "y1", "x2", "y2"]
+PRESET = load_preset("small", {"folds": 3})
+
+
+@pytest.fixture
+def images() -> pd.DataFrame:
+    """Twelve films of nine studies and six patients, one a sibling that nobody annotated; and one without a level."""
+    rows = []
+    for k in range(13):
+        study = k % 9 if k < 12 else 9
+        boxes = [BOX] if study % 3 == 0 and k < 9 else []
+        level = LEVELS[study % 4] if k < 12 else None
+        annotated = bool(boxes) or study % 3 > 0
+        row = {"image_id": f"{k}e{k}", "study_id": f"s{study}", "patient_id": f"p{study % 6}", "split": "train"}
+        rows.append(row | {"rows": 100, "columns": 200, "boxes": boxes, "level": level, "annotated": annotated})
+    table = pd.DataFrame(rows)
+    assert table["image_id"][~table["annotated"]].tolist() == ["9e9", "12e12"]
+    return table
+
+
+@pytest.fixture
+def competition(images, tmp_path):
+    """The folder of these films' truth."""
+    folder = tmp_path / "competition"
+    folder.mkdir()
+    pixels = f"opacity 1 {BOX[0] * 200} {BOX[1] * 100} {BOX[2] * 200} {BOX[3] * 100}"
+    known = images[images["level"].notna()]
+    label = [pixels if boxes else "none 1 0 0 1 1" for boxes in known["boxes"]]
+    truth = pd.DataFrame({"id": known["image_id"] + "_image", "boxes": "", "label": label})
+    truth.to_csv(folder / "train_image_level.csv", index=False)
+    studies = known.drop_duplicates("study_id")
+    marks = {
+        column: (studies["level"] == level).astype(int) for level, column in zip(LEVELS, LEVEL_COLUMNS, strict=True)
+    }
+    studies = pd.DataFrame({"id": studies["study_id"] + "_study", **marks})
+    studies.to_csv(folder / "train_study_level.csv", index=False)
+    return folder
+
+
+class Models:
+    """Stand for training and prediction: what is trained on whom is remembered, and the answers are the truth."""
+
+    def __init__(self, images: pd.DataFrame):
+        self.truth, self.fitted, self.predicted, self.stop = images.set_index("image_id"), [], [], None
+
+    def fit(self, stage, preset, images, cache, start, folder):
+        if (preset.fold, stage) == self.stop:
+            raise KeyboardInterrupt
+        self.fitted.append((preset.fold, stage, getattr(preset, stage).training, set(images["image_id"])))
+        (folder / f"{stage}.safetensors").write_bytes(b"model")
+
+    def predict(self, stage, config, model, images, cache, flip):
+        self.predicted.append((stage, flip, set(images["image_id"])))
+        if stage == "study":
+            marks = [[0.7 if level == name else 0.1 for name in LEVELS] for level in images["level"]]
+            return images[["image_id", "study_id"]].join(pd.DataFrame(marks, images.index, list(LEVELS)))
+        name = f"{stage}_flip" if flip else stage
+        scores = {"rcnn": 0.9, "yolo": 1 / 3}[stage]
+        rows = [
+            (i, name, scores, *b) for i, boxes in zip(images["image_id"], images["boxes"], strict=True) for b in boxes
+        ]
+        return pd.DataFrame(rows, columns=["image_id", "model", "score", *CORNERS])
+
+
+@pytest.fixture
+def models(images, monkeypatch):
+    stand_in = Models(images)
+    monkeypatch.setattr(crossval, "fit", stand_in.fit)
+    monkeypatch.setattr(crossval, "predict", stand_in.predict)
+    monkeypatch.setattr(crossval.checkpoint, "load", lambda path: (None, None, None))
+    return stand_in
+
+
+def run(images, out, preset=PRESET, **options):
+    return cross_validate(images, preset, out, None, out, **options)
+
+
+def test_every_film_once_by_models_that_did_not_see_its_patient(images, models, tmp_path):
+    found = run(images, tmp_path)
+    known = images[images["level"].notna()]
+    assert sorted(found.films["image_id"]) == sorted(known["image_id"])  # unannotated siblings too
+    assert found.films.groupby("patient_id")["fold"].nunique().max() == 1
+    assert [(fold, stage) for fold, stage, *_ in models.fitted] == [
+        (fold, stage) for fold in range(3) for stage in ("rcnn", "yolo", "study")
+    ]
+    patient = images.set_index("image_id")["patient_id"]
+    for fold, _, training, names in models.fitted:
+        assert not training.validate
+        assert names == set(
+            known["image_id"][
+                known["annotated"] & ~known["image_id"].isin(found.films["image_id"][found.films["fold"] == fold])
+            ]
+        )
+        assert not set(patient[list(names)]) & set(found.films["patient_id"][found.films["fold"] == fold])
+    for stage, flip in (("rcnn", False), ("rcnn", True), ("yolo", False), ("yolo", True), ("study", False)):
+        looked_at = [name for s, f, names in models.predicted if (s, f) == (stage, flip) for name in names]
+        assert sorted(looked_at) == sorted(known["image_id"])
+
+
+def test_the_tables_on_disk(images, models, tmp_path):
+    found = run(images, tmp_path)
+    detections = pd.read_csv(tmp_path / "detections.csv", dtype={"image_id": str}, float_precision="round_trip")
+    levels = pd.read_csv(tmp_path / "levels.csv")
+    assert detections.columns.tolist() == ["image_id", "model", "score", *CORNERS, "fold"]
+    assert set(detections["model"]) == {"rcnn", "rcnn_flip", "yolo", "yolo_flip", "ensemble"}
+    assert set(detections["score"][detections["model"] == "yolo"]) == {1 / 3}
+    assert levels.columns.tolist() == ["study_id", *LEVELS, "fold"]
+    assert sorted(levels["study_id"]) == sorted(f"s{k}" for k in range(9))
+    fold = found.films.set_index("image_id")["fold"]
+    assert (detections["image_id"].map(fold) == detections["fold"]).all()
+    pd.testing.assert_frame_equal(levels, found.levels, check_dtype=False)
+    for number in range(3):
+        manifest = json.loads((tmp_path / f"fold_{number}" / "manifest.json").read_text(encoding="utf-8"))
+        assert set(manifest) == {"rcnn.safetensors", "yolo.safetensors", "study.safetensors"}
+
+
+def test_the_truth_scores_one(images, models, competition, tmp_path):
+    found = run(images, tmp_path)
+    evaluations = score(competition, images, found, PRESET, tmp_path)
+    assert [e.name for e in evaluations] == ["rcnn", "yolo", "ensemble"]
+    for evaluation in evaluations:
+        assert evaluation.scores == dict.fromkeys((*CLASSES, "mean"), pytest.approx(1.0))
+    assert json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["yolo"]["mean"] == pytest.approx(1.0)
+    answers = pd.read_csv(tmp_path / "submission.csv")
+    assert len(answers) == 12 + 9
+    assert (tmp_path / "submissions" / "rcnn.csv").is_file()
+
+
+def test_a_film_that_cannot_be_read_is_answered_by_frequencies(images, models, competition, tmp_path):
+    readable = images[images["image_id"] != "0e0"]
+    found = run(readable, tmp_path)
+    score(competition, images, found, PRESET, tmp_path)
+    answers = pd.read_csv(tmp_path / "submission.csv").set_index("id")["PredictionString"]
+    assert len(answers) == 12 + 9
+    none = (images["boxes"].map(len) == 0).mean()
+    assert answers["0e0_image"] == f"none {none:.8f} 0 0 1 1"
+
+
+def test_what_no_stage_answers_is_not_scored(images, models, competition, tmp_path):
+    found = run(images, tmp_path / "study", stages=["study"])
+    assert found.detections.empty
+    (only,) = score(competition, images, found, PRESET, tmp_path / "study")
+    assert only.name == "study"
+    assert {name for name, value in only.scores.items() if not np.isnan(value)} == {*LEVELS, "mean"}
+    assert only.scores["mean"] == pytest.approx(1.0)
+    found = run(images, tmp_path / "yolo", stages=["yolo"])
+    assert found.levels.empty
+    (only,) = score(competition, images, found, PRESET, tmp_path / "yolo")
+    assert {name for name, value in only.scores.items() if not np.isnan(value)} == {"none", "opacity", "mean"}
+    assert json.loads((tmp_path / "yolo" / "scores.json").read_text(encoding="utf-8"))["yolo"]["typical"] is None
+
+
+def test_killed_and_resumed(images, models, tmp_path):
+    whole = run(images, tmp_path / "whole")
+    models.stop, models.fitted, models.predicted = (1, "yolo"), [], []
+    with pytest.raises(KeyboardInterrupt):
+        run(images, tmp_path / "killed")
+    assert len(models.fitted) == 4
+    models.stop = None
+    resumed = run(images, tmp_path / "killed")
+    assert len(models.fitted) == 9
+    assert len(models.predicted) == 3 * 5
+    assert (tmp_path / "killed" / "detections.csv").read_bytes() == (tmp_path / "whole" / "detections.csv").read_bytes()
+    pd.testing.assert_frame_equal(resumed.levels, whole.levels)
+
+
+def test_a_stage_trained_anew_predicts_anew(images, models, tmp_path):
+    run(images, tmp_path, stages=["study"])
+    models.fitted, models.predicted = [], []
+    (tmp_path / "fold_1" / "study.resume.pt").write_bytes(b"half")
+    run(images, tmp_path, stages=["study"])
+    assert [fold for fold, *_ in models.fitted] == [1]
+    assert len(models.predicted) == 1
+
+
+def test_some_folds_then_all(images, models, competition, tmp_path):
+    part = run(images, tmp_path, only=[2])
+    score(competition, images, part, PRESET, tmp_path)
+    ids = set(pd.read_csv(tmp_path / "submission.csv")["id"])
+    assert ids == {*(part.films["image_id"] + "_image"), *(part.films["study_id"] + "_study")}
+    assert len(run(images, tmp_path).films) == 12
+    assert len(models.fitted) == 9
+    with pytest.raises(InputError, match="no fold 3 of 3"):
+        run(images, tmp_path, only=[0, 3])
+
+
+def test_the_best_epoch_is_an_option(images, models, tmp_path):
+    run(images, tmp_path, stages=["study"], best_epoch=True)
+    for _, _, training, names in models.fitted:
+        assert training.validate
+        assert len(names) == 12  # stages.fit holds the fold out itself
+    with pytest.raises(InputError, match="another preset"):
+        run(images, tmp_path, stages=["study"])
+
+
+def test_fusion_may_change_and_training_may_not(images, models, tmp_path):
+    run(images, tmp_path)
+    fused = run(images, tmp_path, load_preset("small", {"folds": 3, "fusion.max_boxes": 1, "fusion.flips": False}))
+    assert set(fused.detections["model"]) == {"rcnn", "yolo", "ensemble"}
+    assert len(models.fitted) == 9
+    for change in ({"seed": 1}, {"rcnn.training.epochs": 3}):
+        with pytest.raises(InputError, match="another preset"):
+            run(images, tmp_path, load_preset("small", {"folds": 3} | change))
+
+
+def test_other_films_are_refused(images, models, tmp_path):
+    run(images, tmp_path, stages=["study"])
+    with pytest.raises(InputError, match="other films"):
+        run(images.assign(patient_id=[f"p{k}" for k in range(13)]), tmp_path, stages=["study"])
+    (tmp_path / "fold_0" / "films.csv").unlink()
+    with pytest.raises(InputError, match=r"no films\.csv"):
+        run(images, tmp_path, stages=["study"])
+
+
+def test_weights_that_saw_the_films_are_no_start(images, models, tmp_path):
+    path = tmp_path / "start" / "study.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(b"model")
+    register_trained(path, "study", PRESET, "competition")
+    start, options = path.parent, {"stages": ["study"], "data": "competition"}
+    with pytest.raises(InputError, match=r"study\.safetensors in .* has seen the films"):
+        cross_validate(images, PRESET, tmp_path, start, tmp_path / "out", **options)
+    assert not models.fitted
+    options["data"] = "another"
+    cross_validate(images, PRESET, tmp_path, start, tmp_path / "out", **options)
+    start = tmp_path / "out" / "fold_0"  # a fold's own models saw the films of the other folds
+    with pytest.raises(InputError, match="has seen"):
+        cross_validate(images, PRESET, tmp_path, start, tmp_path / "again", **options)
+
+
+FILMS = pd.DataFrame({"image_id": list("abc"), "patient_id": ["p", "q", "r"], "fold": [0, 0, 1]})
+
+
+@pytest.mark.parametrize(
+    ("table", "films", "trained", "said"),
+    [
+        ({"image_id": ["a", "c"], "fold": [0, 0]}, FILMS, {0: {"r"}, 1: set()}, "c was predicted by a fold"),
+        ({"image_id": ["a", "x"], "fold": [0, 0]}, FILMS, {}, "x was predicted by a fold"),
+        ({"image_id": ["a"], "fold": [0]}, FILMS, {0: {"r", "q"}, 1: {"p"}}, "patient of b is on both sides of fold 0"),
+        ({"image_id": ["a"], "fold": [0]}, pd.concat([FILMS, FILMS.assign(fold=1)]), {}, "a is held out by two"),
+        ({"image_id": ["a", "a"], "study_id": ["s", "s"], "fold": [0, 0]}, FILMS, {}, "a has levels twice"),
+    ],
+)
+def test_leaks_are_refused(table, films, trained, said):
+    with pytest.raises(InputError, match=said):
+        refuse_leaks(pd.DataFrame(table), films, trained)
+
+
+def test_a_table_without_leaks_passes():
+    detections = pd.DataFrame({"image_id": ["a", "a", "c"], "fold": [0, 0, 1]})
+    refuse_leaks(detections, FILMS, {0: {"r"}, 1: {"p", "q"}})
+
+
+def test_the_command_for_real(tmp_path, capsys):
+    """A tiny competition, study model and two folds at 64 pixels; a second call trains nothing and says the same."""
+    data, out = tmp_path / "competition", tmp_path / "out"
+    write_competition(data, train_studies=10, test_studies=1, seed=0, scale=0.05)
+    changes = {"folds": 2, "study.size": 64, "study.infer_size": 64, "study.views": 0, "study.training.epochs": 1}
+    arguments = ["crossval", "--data", str(data), "--out", str(out), "--preset", "small", "--stages", "study"]
+    arguments += [text for key, value in changes.items() for text in ("--set", f"{key}={value}")]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in (*CLASSES, "mean", "accuracy", "F1-score"))
+    assert "mAP@.50" not in printed
+    levels = pd.read_csv(out / "levels.csv")
+    assert len(levels) == 10
+    assert levels[list(LEVELS)].sum(axis=1).to_numpy() == pytest.approx(1.0)
+    trained = (out / "fold_1" / "study.safetensors").stat().st_mtime_ns
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == printed
+    assert (out / "fold_1" / "study.safetensors").stat().st_mtime_ns == trained

@@ -1,0 +1,58 @@
+"""`torchrun` on two CPU processes (gloo): the same gradients, films and tables as one process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import launched
+from siimcovid import checkpoint, competition
+from siimcovid.checkpoint import build_model, read_tensors
+from siimcovid.phantom_competition import write_competition
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> tuple[Path, Path]:
+    """The folders of the same work done by one process and by two."""
+    folder = tmp_path_factory.mktemp("launch")
+    write_competition(folder / "data", train_studies=10, test_studies=1, seed=0, scale=0.05, workers=1)
+    images = competition.load(folder / "data", splits=("train",)).images.head(9)  # eight and a damaged one
+    damaged = images["path"].iloc[3]
+    Path(damaged).write_bytes(Path(damaged).read_bytes()[:200])
+    competition.write_index(images, folder / "index.csv")
+    launched.work(folder, folder / "one")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", launched.__file__]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(
+        [*command, folder, folder / "two"], env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+    return folder / "one", folder / "two"
+
+
+@pytest.mark.parametrize("stage", checkpoint.STAGES)
+def test_the_same_steps(stage, runs):
+    """Every weight after the updates, to float32's rounding; running statistics are each process's own."""
+    one, two = (read_tensors(out / f"{stage}.safetensors")[0] for out in runs)
+    weights = [name for name, _ in build_model(stage, getattr(launched.few_steps(stage), stage)).named_parameters()]
+    assert len(weights) > 3
+    for name in weights:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-5)
+    losses = [pd.read_csv(out / f"{stage}.metrics.csv")["loss"] for out in runs]
+    assert losses[0].between(1e-6, 1e3).all()
+
+
+def test_the_same_films_and_failures(runs):
+    one, two = (out / "cache" for out in runs)
+    names = sorted(path.name for path in one.glob("*.png"))
+    assert len(names) == 8
+    assert names == sorted(path.name for path in two.glob("*.png"))
+    assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
+    assert (one / "failures.csv").read_bytes() == (two / "failures.csv").read_bytes()
+    assert len(pd.read_csv(one / "failures.csv")) == 1
+    shares = [len((two / f"prepared-{k}-of-2.csv").read_text().splitlines()) - 1 for k in (0, 1)]
+    assert abs(shares[0] - shares[1]) <= 1  # each made its half

@@ -1,0 +1,58 @@
+"""`siimcovid crossval`: train on all folds but one in turn, predict the one left out, score all films by that."""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("--data", type=Path, required=True, help="the competition folder")
+    parser.add_argument("--weights", type=Path, help="folder of weights to start from; random ones without it")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the models, tables and scores")
+    parser.add_argument("--cache", type=Path, help="folder for the prepared films (default OUT/cache)")
+    parser.add_argument("--preset", default="full", help="full (default) or small")
+    parser.add_argument(
+        "--stages",
+        nargs="+",
+        choices=("rcnn", "yolo", "study"),
+        default=["rcnn", "yolo", "study"],
+        help="(default all)",
+    )
+    parser.add_argument("--folds", nargs="+", type=int, metavar="K", help="only these (default all of the preset's)")
+    parser.add_argument(
+        "--best-epoch", action="store_true", help="keep the best epoch on the films held out, not the last: optimistic"
+    )
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="override")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what is not done yet, print the official score and the report's two tables."""
+    from siimcovid import competition, crossval, evaluate
+    from siimcovid.commands.search import prepared, refuse_launch
+    from siimcovid.overrides import read_settings
+    from siimcovid.presets import load_preset
+
+    refuse_launch("one for each of some --folds on the same --out")
+    preset = load_preset(args.preset, read_settings(args.settings))
+    images = competition.load(args.data, splits=("train",)).images
+    folder = args.cache or args.out / "cache"
+    found = crossval.cross_validate(
+        prepared(images, folder, preset),
+        preset,
+        folder,
+        args.weights,
+        args.out,
+        stages=args.stages,
+        only=args.folds,
+        best_epoch=args.best_epoch,
+        data=args.data.resolve().name,
+    )
+    evaluations = crossval.score(args.data, images, found, preset, args.out)
+    chosen = ", their epoch chosen by them" if args.best_epoch else ""
+    print(f"{len(found.films)} films held out{chosen}: average precision at IoU > 0.5")
+    tables = [evaluate.score_table(evaluations)]
+    tables += [evaluate.table_1(evaluations)] if {"rcnn", "yolo"} & set(args.stages) else []
+    tables += [evaluate.table_2(evaluations[-1:])] if "study" in args.stages else []
+    print("\n\n".join(table.to_string(float_format="{:.3f}".format, na_rep="") for table in tables))
+    print(args.out / "scores.json")
+    return 0

@@ -1,0 +1,182 @@
+"""What the trained models say of the test films, and the submissions made of it: the pipeline's last steps.
+
+In: a Run with prepared films. Out: detections.csv, levels.csv, submission.csv and submissions/<model>.csv.
+"""
+
+import gc
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from siimcovid import LEVELS, checkpoint, inputs, submission, validate
+from siimcovid.errors import InputError
+from siimcovid.files import atomic_path
+from siimcovid.run import Run
+from siimcovid.tables import find_table, some
+
+ENSEMBLE = "ensemble"
+DETECTIONS = ["image_id", "model", "score", "x1", "y1", "x2", "y2"]
+
+MemoryShort = torch.cuda.OutOfMemoryError
+
+
+def free_memory() -> None:
+    """Let go of what a failed step still holds."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _look(run: Run, step: str, stage: str, flip: bool = False) -> pd.DataFrame | None:
+    """What a model says of the test films, as long as there is time; None without a model or any time."""
+    from siimcovid import trained
+    from siimcovid.predict import look
+
+    if not (loaded := trained.load(run, stage)):
+        return None
+    name = f"{stage}_flip" if flip else stage
+    if not run.has_time(step):
+        run.end(f"{name} looks at no film")
+        return None
+    config, model = loaded
+    batch, device = config.infer_batch, None
+    while True:
+        with run.guard(step, f"batches of {batch // 2}" if batch > 1 else "the CPU", MemoryShort):
+            changed = replace(config, infer_batch=batch)
+            said = look(stage, changed, model, run.test, run.cache, flip, device, lambda: run.has_time(step))
+            break
+        free_memory()
+        if device:
+            raise MemoryError(f"memory does not suffice for {stage} on a single film")
+        batch, device = (batch // 2, None) if batch > 1 else (1, "cpu")
+    if stage in checkpoint.DETECTORS:
+        run.seen[name] = said.image_ids
+    missed = len(run.test) - len(said.image_ids) - len(said.unreadable) - len(said.not_finite)
+    if missed:
+        run.end(f"{name} looks at {len(run.test) - missed} of {len(run.test)} films")
+    for films, what in ((said.unreadable, "have no whole picture"), (said.not_finite, "give numbers not finite")):
+        if films:
+            run.degrade(step, f"{name}: {len(films)} films {what} ({some(films)})", "these films without it")
+    return said.table
+
+
+def detect(run: Run) -> pd.DataFrame:
+    """Boxes of each detector and of their ensemble on the test films."""
+    detections, run.seen = pd.DataFrame(columns=DETECTIONS), {}
+    with run.step("detect", "what was found before, not fused"):
+        from siimcovid.fuse import fuse
+
+        passes: dict[str, float] = {}
+        for flip in (False, True) if run.choices.flips else (False,):
+            for stage in run.choices.detectors:
+                if flip and not run.has_time("detect", passes.get(stage, 0.0)):
+                    run.end(f"{stage} does not look at mirrored films")
+                    continue
+                begin = run.clock.now()
+                with run.guard("detect", f"the boxes without {stage}{' on mirrored films' if flip else ''}"):
+                    table = _look(run, "detect", stage, flip)
+                    if table is not None:
+                        detections = pd.concat([detections, table], ignore_index=True) if len(detections) else table
+                        _improve(run, detections.assign(model=ENSEMBLE), None) if len(run.seen) == 1 else None
+                passes[stage] = run.clock.now() - begin
+        if run.seen:
+            detections = pd.concat([detections, _fused(run, detections, fuse)], ignore_index=True)
+            _write_table(detections, run.folder / "detections.csv")
+            _improve(run, detections, None)
+    run.revise()
+    return detections
+
+
+def _fused(run: Run, found: pd.DataFrame, fuse: Callable) -> pd.DataFrame:
+    """The ensemble's boxes: films that the same detectors looked at are fused together."""
+    fusion = run.preset.fusion
+    weight = dict(zip(checkpoint.DETECTORS, fusion.weights, strict=True))
+    weight |= {f"{stage}_flip": value for stage, value in weight.items()}
+    seen = {name: set(run.seen[name]) for name in weight if name in run.seen}
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for film in run.test["image_id"]:
+        groups.setdefault(tuple(name for name in seen if film in seen[name]), []).append(film)
+    parts = [
+        fuse(
+            found[found["image_id"].isin(films)],
+            voices,
+            weights=[weight[name] for name in voices],
+            iou=fusion.iou,
+            nms_iou=fusion.nms_iou,
+            max_boxes=fusion.max_boxes,
+        )
+        for voices, films in groups.items()
+        if voices
+    ]
+    fused = pd.concat(parts, ignore_index=True) if parts else found.iloc[:0]
+    return fused if len(parts) < 2 else fused.sort_values("image_id", kind="stable", ignore_index=True)
+
+
+def classify(run: Run) -> pd.DataFrame:
+    """The four levels' probabilities of each test study, the mean over its films."""
+    levels = pd.DataFrame(columns=["study_id", *LEVELS], dtype=float)
+    with run.step("classify", "the train set's frequencies for every study"):
+        table = _look(run, "classify", "study")
+        if table is not None:
+            from siimcovid.predict import study_levels
+
+            levels = study_levels(table)
+            _write_table(levels, run.folder / "levels.csv")
+    run.revise()
+    return levels
+
+
+def submit(run: Run, detections: pd.DataFrame, levels: pd.DataFrame) -> Path:
+    """Write and check submission.csv from the ensemble, and one submission for each detector alone."""
+    with run.step("submit", "the submission that was written before"):
+        _improve(run, detections, levels)
+        for model in run.seen:
+            if model in checkpoint.DETECTORS:
+                _write_submission(run, model, detections, levels, submission_file(run, model))
+    run.revise()
+    return submission_file(run, ENSEMBLE)
+
+
+def submission_file(run: Run, model: str) -> Path:
+    """Where a model's submission lies: the ensemble's is the kernel's own."""
+    return run.folder / ("submission.csv" if model == ENSEMBLE else f"submissions/{model}.csv")
+
+
+def _improve(run: Run, detections: pd.DataFrame, levels: pd.DataFrame | None) -> None:
+    """Replace submission.csv by a better one, if that is valid."""
+    with run.guard("submit", "the submission that was written before"):
+        with atomic_path(submission_file(run, ENSEMBLE)) as temporary:
+            by_priors = _write_submission(run, ENSEMBLE, detections, levels, temporary)
+            if len(run.competition.sample):
+                sizes = run.folder / "index.csv"
+                sample = find_table(run.competition.folder, inputs.SAMPLE)
+                verdict = validate.validate(temporary, sample, sizes if sizes.is_file() else None)
+                if verdict.faults:
+                    raise InputError(f"what was written is not valid: {'; '.join(map(str, verdict.faults[:3]))}")
+        run.by_priors = len(by_priors)
+
+
+def _write_submission(
+    run: Run, model: str, detections: pd.DataFrame, levels: pd.DataFrame | None, path: Path
+) -> list[str]:
+    """Write one model's submission; returns the ids that priors answered."""
+    if levels is None:
+        levels = pd.DataFrame(columns=["study_id", *LEVELS], dtype=float)
+    found = detections[detections["model"] == model]
+    voices = run.seen if model == ENSEMBLE else [model]
+    seen = list(dict.fromkeys(film for name in voices for film in run.seen[name]))
+    none = pd.Series(dtype=float)
+    if seen:
+        from siimcovid.fuse import none_confidence
+
+        none = none_confidence(found, seen)
+    images, sample = run.competition.images, run.competition.sample
+    return submission.write_submission(sample, levels, none, found, images, path, inputs.priors(run))
+
+
+def _write_table(table: pd.DataFrame, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False)

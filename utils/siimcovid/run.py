@@ -1,0 +1,222 @@
+"""One run of the kernel: its inputs, its folder, its clock, and the record of what happened.
+
+`Run.guard` is the one place where an error of any step is caught: it is recorded with its traceback, and the pipeline
+goes on with what it has. With `strict` it raises instead. The record is run.json:
+
+    mode, preset (as it runs), competition, hours, strict
+    seconds    {step: seconds}
+    plan       [{step, predicted_seconds, seconds or null}]
+    total      {predicted_seconds, seconds}: from the start of the clock to the end, predicted when the plan was made
+    dropped    [what was dropped to fit the hours]
+    degraded   [{step, reason, instead, traceback}]: what failed, and what was done instead
+    problems   [what did not fit in the competition folder]
+    failures   [{image_id, path, reason}]: films that could not be prepared
+    asked, choices   the preset as asked for, and what of it runs; a restart in the same folder trains by these
+"""
+
+import json
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from siimcovid import checkpoint
+from siimcovid.clock import Choices, Clock, Costs, after, apply, asked_choices, choose, dropped, forecast
+from siimcovid.competition import Competition, index_table
+from siimcovid.files import write_json
+from siimcovid.overrides import to_dict
+from siimcovid.presets import FULL, Preset
+
+FAILURE_COLUMNS = ["image_id", "path", "reason"]
+RECORD = "run.json"
+
+
+@dataclass
+class Run:
+    """See the module's docstring. What is not given is found out by the pipeline's steps."""
+
+    folder: Path
+    clock: Clock
+    strict: bool = False
+    mode: str = "infer"
+    asked: Preset = FULL  # the preset with OVERRIDES
+    preset: Preset = FULL  # what of it runs
+    competition: Competition = field(
+        default_factory=lambda: Competition(
+            Path(), index_table([]), pd.DataFrame(columns=["id", "PredictionString"], dtype=str), ()
+        )
+    )
+    source: Path = Path()  # the competition folder that was found, also where another stands in for a damaged one
+    weights: Path | None = None  # where stages start from, or are loaded from
+    verify: bool = True  # whether a manifest vouches for them
+    costs: Costs = field(default_factory=Costs)
+    choices: Choices | None = None
+    settled: set[str] = field(default_factory=set)  # stages whose training has begun: their settings stay
+    models: dict[str, tuple[Any, Any, bool]] = field(default_factory=dict)  # see trained.load
+    unusable: set[str] = field(default_factory=set)  # stages whose model could not be loaded
+    seen: dict[str, list[str]] = field(default_factory=dict)  # detector (or "<detector>_flip") -> films it looked at
+    failures: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=FAILURE_COLUMNS))
+    by_priors: int | None = None  # rows of submission.csv that hold the train set's frequencies
+    seconds: dict[str, float] = field(default_factory=dict)
+    predicted: dict[str, float] = field(default_factory=dict)
+    predicted_total: float | None = None
+    dropped: list[str] = field(default_factory=list)  # by the plan
+    ended: list[str] = field(default_factory=list)  # steps that the clock ended before they were done
+    degraded: list[dict[str, str]] = field(default_factory=list)
+
+    @property
+    def cache(self) -> Path:
+        """The folder of prepared films."""
+        return self.folder / "cache"
+
+    @property
+    def films(self) -> pd.DataFrame:
+        """The index's rows whose film was prepared."""
+        images = self.competition.images
+        return images[~images["image_id"].isin(self.failures["image_id"])]
+
+    @property
+    def test(self) -> pd.DataFrame:
+        """The prepared films that the submission must answer, in the index's order."""
+        return self.films[(self.films["split"] == "test") & self.films["in_sample"]]
+
+    @contextmanager
+    def guard(self, step: str, instead: str, only: type[Exception] = Exception) -> Iterator[None]:
+        """Record what the body raises, and go on; `instead` says with what. Only errors of the kind `only`."""
+        try:
+            yield
+        except only as error:
+            if self.strict:
+                raise
+            self.degrade(step, str(error) or type(error).__name__, instead, traceback.format_exc())
+
+    @contextmanager
+    def step(self, name: str, instead: str) -> Iterator[None]:
+        """A guarded step, timed, after which run.json is up to date."""
+        begin = self.clock.now()
+        self.write()  # who is killed in the step leaves what was known before
+        with self.guard(name, instead):
+            yield
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + self.clock.now() - begin, 2)
+        self.write()
+
+    def degrade(self, step: str, reason: str, instead: str, trace: str = "") -> None:
+        """Record that something failed, and say so at once."""
+        reason = " ".join(reason.split())
+        entry = {"step": step, "reason": reason, "instead": instead, "traceback": trace}
+        self.degraded.append(entry)
+        print(f"DEGRADED {step}: {_short(reason)}; instead: {instead}", file=sys.stderr)
+
+    def end(self, what: str) -> None:
+        """Record that the clock ended something early."""
+        self.ended.append(what)
+        print(f"OUT OF TIME: {what}", file=sys.stderr)
+
+    def needed_after(self, step: str) -> float:
+        """Seconds that the plan needs for all that comes after a step."""
+        return after(step, forecast(self.costs, self.choices)) if self.choices else 0.0
+
+    def has_time(self, step: str, seconds: float = 0.0) -> bool:
+        """Whether a part of a step that takes so long leaves enough for all that comes after the step."""
+        return self.clock.left() - seconds > self.needed_after(step)
+
+    def all_choices(self) -> Choices:
+        """All that was asked for."""
+        return asked_choices(self.asked, checkpoint.DETECTORS, self.mode == "finetune")
+
+    def revise(self) -> None:
+        """Choose again what fits into the time that is left, and predict the steps to come."""
+        with self.guard("plan", "the plan stays as it was"):
+            asked = self.all_choices()
+            if "detect" not in self.seconds:  # later there is nothing left to choose
+                self.choices = choose(self.costs, asked, self.clock.left(), self.choices, self.settled, self.seconds)
+                self.preset = apply(self.asked, self.choices)
+                self.dropped = dropped(asked, self.choices)
+            coming = forecast(self.costs, self.choices)
+            self.predicted = {step: seconds for step, seconds in self.predicted.items() if step in self.seconds}
+            self.predicted |= {step: round(coming[step], 2) for step in coming if step not in self.seconds}
+
+    def plan_table(self) -> list[dict[str, Any]]:
+        """The plan beside what happened, a row per step."""
+        return [
+            {"step": step, "predicted_seconds": self.predicted.get(step), "seconds": self.seconds.get(step)}
+            for step in dict.fromkeys([*self.seconds, *self.predicted])
+        ]
+
+    def write(self) -> None:
+        """Write run.json. A disk that is full must not end the run, and what it would have said is printed anyway."""
+        try:
+            write_json(
+                self.folder / RECORD,
+                {
+                    "mode": self.mode,
+                    "preset": to_dict(self.preset),
+                    "competition": str(self.source),
+                    "hours": self.clock.hours,
+                    "strict": self.strict,
+                    "seconds": self.seconds,
+                    "plan": self.plan_table(),
+                    "total": {"predicted_seconds": self.predicted_total, "seconds": round(self.clock.spent(), 1)},
+                    "dropped": [*self.dropped, *self.ended],
+                    "degraded": self.degraded,
+                    "problems": list(self.competition.problems),
+                    "failures": self.failures.to_dict("records"),
+                    "asked": to_dict(self.asked),
+                    "choices": self.choices.to_json() if self.choices else None,
+                },
+            )
+        except OSError as error:
+            if self.strict:
+                raise
+            if not any(entry["step"] == RECORD for entry in self.degraded):
+                self.degrade(RECORD, str(error), "the record is printed only")
+
+    def read_choices(self) -> Choices | None:
+        """What an earlier run in this folder, asked for the same, had chosen; None where there was none."""
+        try:
+            record = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        same = isinstance(record, dict) and (record.get("mode"), record.get("asked")) == (
+            self.mode,
+            json.loads(json.dumps(to_dict(self.asked))),
+        )
+        return Choices.from_json(record["choices"]) if same and record.get("choices") else None
+
+
+def summary(run: Run) -> str:
+    """What the notebook says last: the plan beside the times, and plainly what was dropped, degraded and left out."""
+    lines = [f"{'step':<12}{'predicted':>11}{'actual':>9}"]
+    lines += [
+        f"{row['step']:<12}{_seconds(row['predicted_seconds']):>11}{_seconds(row['seconds']):>9}"
+        for row in run.plan_table()
+    ]
+    lines.append(f"{'total':<12}{_seconds(run.predicted_total):>11}{_seconds(run.clock.spent()):>9}")
+    for title, items in (
+        ("Dropped to fit the hours", [*run.dropped, *run.ended]),
+        ("DEGRADED", [f"{d['step']}: {_short(d['reason'])}; instead: {d['instead']}" for d in run.degraded]),
+        ("Films that could not be prepared", _failures(run.failures)),
+        ("What did not fit in the competition folder", list(run.competition.problems)),
+    ):
+        lines += ["", f"{title}:", *(f"- {item}" for item in items)] if items else ["", f"{title}: nothing"]
+    rows = len(run.competition.sample)
+    answered = "unknown" if run.by_priors is None else f"{run.by_priors} by the train set's frequencies alone"
+    return "\n".join([*lines, "", f"submission.csv: {rows} rows, {answered}"])
+
+
+def _failures(failures: pd.DataFrame, shown: int = 20) -> list[str]:
+    lines = [f"{row.image_id}: {_short(row.reason)}" for row in failures.head(shown).itertuples()]
+    return [*lines, f"and {len(failures) - shown} more"] if len(failures) > shown else lines
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f} s"
+
+
+def _short(text: str, length: int = 400) -> str:
+    return text if len(text) <= length else f"{text[:length]} …"
