@@ -78,7 +78,7 @@ def faults() -> Iterator[Fault]:
     inject = make.sample_asks_for_more
     yield Fault("a sample id without a file", "it is reported", SOME, inject, "4567cdef", "some", False)
     inject, named = make.sample_asks_for_less, "test files that the sample does not ask for"
-    yield Fault("a file without a sample id", "it is left out", SOME, inject, named, "some", False)
+    yield Fault("a file without a sample id", "it is left out", MODELS, inject, named, "none", False)
 
     for name in ("train_image_level.csv", "train_study_level.csv"):
         for how in HOW:

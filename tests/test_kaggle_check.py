@@ -4,17 +4,20 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from bundle_files import write_bundles
-from siimcovid.bundles import CODE_ARCHIVE, SLUGS, guard, sandbox
+from siimcovid.bundles import CODE_ARCHIVE, SLUGS, WHEEL_LIST, guard, sandbox
 from siimcovid.bundles.build import PACKAGE
 from siimcovid.bundles.check import Machine, environment, find_faults, is_stale, run_layout
 from siimcovid.bundles.code import write_code
 from siimcovid.bundles.image import HIDDEN, make_image, still_there
+from siimcovid.bundles.repack import repack
 from siimcovid.bundles.trial import LAYOUTS, input_folders
+from siimcovid.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 isolated = pytest.mark.skipif(sandbox.available() is None, reason="this machine allows no namespaces")
@@ -265,3 +268,26 @@ def test_home_is_empty_and_the_environment_is_not_this_ones(monkeypatch):
     variables = environment("/kaggle")
     assert variables["HOME"] == "/kaggle/home"
     assert "YOLO_OFFLINE" not in variables
+
+
+def test_wheels_of_what_is_installed_install_as_the_real_ones(tmp_path, python):
+    pins = {name: version(name) for name in ("ensemble-boxes", "dicomsdl")}
+    repack(pins, tmp_path)
+    lines = "\n".join(line for line in (tmp_path / WHEEL_LIST).read_text().splitlines() if not line.startswith("#"))
+    (tmp_path / "list.txt").write_text(lines)
+    options = [
+        "--no-index",
+        f"--find-links={tmp_path}",
+        "--no-deps",
+        "--require-hashes",
+        "-r",
+        str(tmp_path / "list.txt"),
+    ]
+    command = [python, "-m", "pip", "--isolated", "install", "-q", f"--target={tmp_path / 'target'}", *options]
+    subprocess.run(command, check=True, capture_output=True)
+    code = "import dicomsdl, ensemble_boxes; print(dicomsdl.__file__, dicomsdl.open)"
+    clean = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path / "target")}
+    done = subprocess.run([python, "-c", code], env=clean, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(str(tmp_path / "target"))
+    with pytest.raises(InputError, match=r"dicomsdl is installed as .*, and 0\.0\.1 is pinned"):
+        repack({"dicomsdl": "0.0.1"}, tmp_path)

@@ -7,7 +7,7 @@
 
 `build.py` makes the four folders, `push.py` hands them to Kaggle's own client, `install.py` runs in the kernel's first
 cell, and `check.py` executes them as Kaggle would: `image.py` is its Python, `sandbox.py` its machine, `guard.py` its
-missing network.
+missing network, `trial.py` and `repack.py` give it inputs.
 """
 
 #: The three datasets: folder name -> slug on Kaggle, which is also the folder name of the mount.

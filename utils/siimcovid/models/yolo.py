@@ -152,7 +152,8 @@ class Yolo(nn.Module):
         output = self.model(self.prepare(images))[0]  # (B, candidates, 6): cx, cy, w, h in pixels, objectness, class
         found = []
         for candidates in output:
-            scores = candidates[:, 4] * candidates[:, 5]
+            # the objectness alone: the confidence in the only class has no loss, and drifts wherever training takes it
+            scores = candidates[:, 4]
             order = scores.topk(min(len(scores), 1000)).indices  # more than any film holds
             order = order[scores[order] > self.config.score_threshold]
             boxes = box_convert(candidates[order, :4], "cxcywh", "xyxy").clamp(0, side) / side
