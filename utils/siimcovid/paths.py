@@ -88,7 +88,7 @@ def _search(root: Path, marked: Callable[[Path], bool]) -> list[Path]:
         found += [folder for folder in level if marked(folder)]
         if depth < SEARCH_DEPTH:
             level = [inner for folder in level if not marked(folder) for inner in _shelves(folder)]
-    return sorted(found)
+    return sorted({folder.resolve(): folder for folder in sorted(found, reverse=True)}.values())  # a link counts once
 
 
 def _shelves(folder: Path) -> list[Path]:

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -240,9 +241,13 @@ def run_guarded(machine: Machine, places: dict[str, Path], made: dict[str, Path]
         shutil.copytree(source, inputs / place)
     shutil.copytree(machine.bundles / KERNEL, folder / KERNEL)
     for path in (*inputs.rglob("*.py"), folder / KERNEL / machine.notebook):
-        text = path.read_text(encoding="utf-8")
-        if "/kaggle/input" in text:
-            path.write_text(text.replace("/kaggle/input", str(inputs)), encoding="utf-8")
+        path.write_bytes(path.read_bytes().replace(b"/kaggle/input", os.fsencode(inputs)))
+    for path in inputs.rglob(CODE_ARCHIVE):
+        with zipfile.ZipFile(path) as stream:
+            entries = [(entry, stream.read(entry)) for entry in stream.infolist()]
+        with zipfile.ZipFile(path, "w") as stream:
+            for entry, data in entries:
+                stream.writestr(entry, data.replace(b"/kaggle/input", os.fsencode(inputs)))
     (folder / "image").symlink_to(machine.python.parents[1])
     frozen = [path for top in (inputs, made["home"], made["guard"]) for path in (top, *top.rglob("*"))]
     for path in frozen:
