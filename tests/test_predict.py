@@ -110,17 +110,18 @@ def test_two_processes_say_what_one_says(films, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir()
     two.mkdir()
-    split_predictions.work(folder, one)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("forkserver")
-    ranks = [context.Process(target=split_predictions.work_as, args=(rank, port, folder, two)) for rank in (0, 1)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join(300)
-    assert [rank.exitcode for rank in ranks] == [0, 0]
+    processes = [context.Process(target=split_predictions.work, args=(folder, one))]
+    for rank in (0, 1):
+        processes.append(context.Process(target=split_predictions.work_as, args=(rank, port, folder, two)))
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
     names = sorted(path.name for path in one.iterdir())
     assert len(names) == 5
     for name in names:

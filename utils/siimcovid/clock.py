@@ -26,8 +26,8 @@ EPOCH_SHARES = tuple(k / 20 for k in range(20, 4, -1))
 #: What resolution is cut to, as a share of the side.
 SCALES = (0.75, 0.5)
 
-#: Seconds that starting the models' libraries, drawing the pictures and displaying them takes, once.
-PICTURES = 4.0
+#: Seconds that the notebook's pictures take, whatever the films: learning curves, the gallery, figures of the scores.
+PICTURES = {"curves": 1.0, "gallery": 2.0, "figures": 3.0}
 
 
 @dataclass
@@ -120,13 +120,16 @@ def forecast(costs: Costs, choices: Choices) -> dict[str, float]:
         seconds[f"fit {stage}"] = 0.0
         if epochs := choices.epochs.get(stage, 0):
             seconds[f"fit {stage}"] = (cost.once + cost.epoch * epochs) * area[stage]
+    if choices.epochs:
+        seconds["curves"] = PICTURES["curves"]
     look = {s: cost.load + cost.film * area[s] * costs.test_films for s, cost in known.items()}
     seconds["detect"] = sum(look[s] for s in choices.detectors) * (2 if choices.flips else 1)
     seconds["detect"] += costs.tables * costs.test_films
     seconds["classify"] = look["study"]
-    seconds["gallery"] = PICTURES
+    seconds["gallery"] = PICTURES["gallery"]
     seconds["submit"] = costs.tables * costs.test_films
     seconds["score"] = costs.tables * costs.test_films if costs.score else 0.0
+    seconds["figures"] = PICTURES["figures"] if costs.score else 0.0
     return seconds
 
 

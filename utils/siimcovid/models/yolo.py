@@ -31,6 +31,10 @@ logging.getLogger("yolov5").setLevel(logging.WARNING)
 BACKBONE_TAPS = {4: 2, 6: 3, 9: 4}
 
 
+#: Groups of a Tap's norm; they divide the widths of every YOLOv5 size.
+GROUPS = 8
+
+
 class Stages(nn.Module):
     """All maps of a backbone, for the Tap layers that follow."""
 
@@ -50,7 +54,10 @@ class Tap(nn.Module):
     def __init__(self, stage: int, channels: int, width: int):
         super().__init__()
         self.stage = stage
-        self.project = nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width), nn.SiLU())
+        # Not a batch norm: the backbone's maps are not centred, so each step moves the projection's mean by more than
+        # its deviation, and running statistics lag so far behind that evaluation sees another network than training.
+        norm = nn.GroupNorm(GROUPS, width)
+        self.project = nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), norm, nn.SiLU())
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         return self.project(maps[self.stage])
