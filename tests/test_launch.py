@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import launched
-from siimcovid import checkpoint, competition
+from siimcovid import checkpoint, competition, launch
 from siimcovid.checkpoint import build_model, read_tensors
+from siimcovid.overrides import override
 from siimcovid.phantom_competition import write_competition
 
 
@@ -56,3 +57,25 @@ def test_the_same_films_and_failures(runs):
     assert len(pd.read_csv(one / "failures.csv")) == 1
     shares = [len((two / f"prepared-{k}-of-2.csv").read_text().splitlines()) - 1 for k in (0, 1)]
     assert abs(shares[0] - shares[1]) <= 1  # each made its half
+
+
+def test_a_notebook_trains_in_two_processes(runs, tmp_path, monkeypatch):
+    """launch.fit from a single process: the batch is shared; the weights are those of one process."""
+    one, _ = runs
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    images = competition.read_index(one.parent / "index.csv")
+    failed = pd.read_csv(one / "cache" / "failures.csv", dtype=str)["image_id"]
+    films = images[~images["image_id"].isin(failed)].reset_index(drop=True)
+    preset = override(launched.few_steps("study"), {"study.training.batch": 4})
+    path = launch.fit("study", preset, films, one / "cache", None, tmp_path, processes=2)
+    expected, found = read_tensors(one / "study.safetensors")[0], read_tensors(path)[0]
+    for name in ("head.0.weight", "head.3.bias"):
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5)
+    assert not list(tmp_path.glob("study.job*")) + list(tmp_path.glob("study.films*"))
+
+
+def test_a_failed_process_is_an_error(runs, tmp_path, monkeypatch):
+    one, _ = runs
+    images = competition.read_index(one.parent / "index.csv").assign(level=None)
+    with pytest.raises(RuntimeError, match="stage study in 2 processes"):
+        launch.fit("study", launched.few_steps("study"), images, one / "cache", None, tmp_path, processes=2)
