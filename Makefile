@@ -29,7 +29,7 @@ test: .venv/installed  ## all tests
 
 bench: .venv/installed  ## speed beside the plain way of doing it
 	@mkdir -p runs
-	$(BIN)/siimcovid bench --out runs/bench.json
+	TQDM_DISABLE=1 $(BIN)/siimcovid bench --out runs/bench.json
 
 kaggle: .venv/installed  ## the datasets and the kernel for Kaggle: OWNER=name once, WEIGHTS=FOLDER for other weights
 	$(BIN)/siimcovid kaggle build $(if $(OWNER),--owner '$(OWNER)') $(if $(filter file,$(origin WEIGHTS)),,--weights '$(WEIGHTS)')

@@ -1,6 +1,8 @@
 """Pictures show the numbers they are given, and become SVG that belongs to its page."""
 
+import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -104,6 +106,14 @@ def test_learning_curves(run, tmp_path):
     assert loss[1].get_ydata().tolist() == [1.5, 0.6]
     assert texts(figure.axes[1]) == ["0.300"]
     assert isinstance(figures.learning_curves(tmp_path), Figure)  # nothing trained
+
+
+def test_picture_of_the_learning_curves(run, tmp_path):
+    """SIIMCOVID_METRICS=FOLDER SIIMCOVID_SCREENSHOTS=docs makes docs/learning-curves.png of that folder's stages."""
+    folder = os.environ.get("SIIMCOVID_METRICS", run.folder / "weights")
+    path = Path(os.environ.get("SIIMCOVID_SCREENSHOTS", tmp_path), "learning-curves.png")
+    figures.learning_curves(folder).savefig(path, dpi=100)
+    assert 10_000 < path.stat().st_size < 300_000
 
 
 def test_stages_in_the_order_of_training_and_damage_by_name(tmp_path):

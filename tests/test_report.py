@@ -1,5 +1,6 @@
 """The page: whole, self-contained, the same twice, and honest about what is missing."""
 
+import io
 import json
 import os
 import re
@@ -7,9 +8,11 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from markupsafe import Markup
+from PIL import Image
 
 from run_folder import IMAGES, write_run
 from siimcovid import figures
@@ -304,25 +307,33 @@ def test_data_section_of_the_competition(real, tmp_path):
 @pytest.mark.skipif(
     not (shutil.which("chromium") and shutil.which("chromedriver")), reason="no chromium and chromedriver"
 )
-def test_fits_a_phone(page, tmp_path):
+@pytest.mark.parametrize(("name", "width", "height"), [("report", 1100, 1600), ("report-phone", 390, 844)])
+def test_fits_the_screen(page, tmp_path, name, width, height):
+    """No sideways scrolling; SIIMCOVID_RUN=runs/demo SIIMCOVID_SCREENSHOTS=docs makes docs/report.png of that run."""
     from selenium import webdriver
 
+    if chosen := os.environ.get("SIIMCOVID_RUN"):
+        page = render(run_page(read_run(chosen)))
     (tmp_path / "page.html").write_text(page, encoding="utf-8")
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium")
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking"):
         options.add_argument(argument)
-    options.add_experimental_option(
-        "mobileEmulation", {"deviceMetrics": {"width": 390, "height": 844, "pixelRatio": 1}}
-    )
+    screen = {"deviceMetrics": {"width": width, "height": height, "pixelRatio": 1, "mobile": width < 500}}
+    options.add_experimental_option("mobileEmulation", screen)
     service = webdriver.ChromeService(shutil.which("chromedriver"))
     with webdriver.Chrome(options=options, service=service) as browser:
         browser.get((tmp_path / "page.html").as_uri())
         wide = "return [document.documentElement.scrollWidth, document.querySelectorAll('.panel rect').length]"
-        width, boxes = browser.execute_script(wide)
+        scrolled, boxes = browser.execute_script(wide)
+        picture = Image.open(io.BytesIO(browser.get_screenshot_as_png()))
         assert browser.get_log("browser") == []
-    assert width == 390
+    assert scrolled <= width
     assert boxes > 5
+    assert picture.size == (width, height)
+    if name == "report":
+        target = Path(os.environ.get("SIIMCOVID_SCREENSHOTS", tmp_path), "report.png")
+        picture.convert("RGB").save(target, optimize=True)
 
 
 def test_boxes_are_drawn_where_they_are(page):

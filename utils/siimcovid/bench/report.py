@@ -63,10 +63,9 @@ def print_line(name: str, measured: Measured) -> None:
     """A line of the table, and what it is about below it."""
     floor = ", ".join(f"{what} {seconds(value)}" for what, value in measured.floor.items()) or "-"
     print(row(name, seconds(measured.baseline_s), seconds(measured.ours_s), f"{measured.ratio:.1f}", floor))
-    notes = "; ".join(f"{what} {value:.3g}" for what, value in measured.notes.items())
     print(f"    {measured.work}, {measured.clock} seconds per {measured.unit}, against {measured.baseline}", flush=True)
-    if notes:
-        print(f"    {notes}", flush=True)
+    for what, value in measured.notes.items():
+        print(f"    {what}: {value:.3g}", flush=True)
 
 
 def row(work: str, baseline: str, ours: str, ratio: str, floor: str) -> str:
