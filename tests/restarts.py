@@ -107,7 +107,7 @@ def child(point: str, folders: list[str], out: Path) -> int:
 
 def main(competition_folder: str, weights: str, out: str) -> None:
     torch.set_num_threads(1)
-    costs.STEPS = 1
+    costs.STEPS = costs.TRIAL_FILMS = 1
     draw_nothing(setattr)
     fuse.fuse(predict.pd.DataFrame(columns=fuse.COLUMNS), ["rcnn"])  # compiled for all children
     starts = [("whole", ""), *(("killed", point) for point in POINTS), ("killed", "")]

@@ -8,6 +8,7 @@ model predicts a few batches. All through the functions that do the work itself,
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -24,8 +25,9 @@ from siimcovid.submission import write_submission
 #: Test films that are measured on.
 FILMS = 24
 
-#: Training steps of each of the two trial epochs.
-STEPS = 4
+#: Training steps of each of the two trial epochs, and films where the batch is small: an epoch's first step is slower
+#: than its others, and a single one tells little on a machine that others use too.
+STEPS, TRIAL_FILMS = 4, 32
 
 #: Share of the hours that measuring preparation, or one model's predictions, may take beyond the first two samples.
 SHARE = 0.01
@@ -83,7 +85,12 @@ def _preparation(run: Run, costs: Costs) -> Costs:
 def _trial_films(run: Run) -> int:
     if run.mode != "finetune":
         return 0
-    return STEPS * max(getattr(run.preset, stage).training.batch for stage in run.choices.stages)
+    return max(_trial_of(getattr(run.preset, stage)) for stage in run.choices.stages)
+
+
+def _trial_of(config: Any) -> int:
+    """Films of a stage's trial."""
+    return max(STEPS * config.training.batch, TRIAL_FILMS)
 
 
 def _first(run: Run, split: str, count: int) -> pd.DataFrame:
@@ -130,7 +137,7 @@ def _training(run: Run, stage: str, trial: Path) -> tuple[StageCost, Path]:
     """Two short epochs on the first train films; `epoch` is the seconds a film there, without validation."""
     config = getattr(run.preset, stage)
     films = _first(run, "train", 2 * _trial_films(run))
-    films = films[films["annotated"] & films["level"].isin(LEVELS)].head(STEPS * config.training.batch)
+    films = films[films["annotated"] & films["level"].isin(LEVELS)].head(_trial_of(config))
     changes = {"training.epochs": 2, "training.validate": False, "training.patience": 0}
     preset = override(run.preset, {f"{stage}.{key}": value for key, value in changes.items()})
     begin = run.clock.now()
@@ -154,7 +161,7 @@ def _with_whole_training(run: Run, stage: str, cost: StageCost) -> StageCost:
     views = getattr(config, "views", 0) if getattr(config, "frozen", False) else 0
     look_at_size = cost.film * (config.size / config.infer_size) ** 2
     if views:
-        trial = min(films, STEPS * config.training.batch)
+        trial = min(films, _trial_of(config))
         once = max(0.0, once - views * trial * look_at_size) + views * films * look_at_size
     epoch = cost.epoch * films + (cost.load + cost.film * held_out if held_out else 0.0)
     return dataclasses.replace(cost, once=once, epoch=epoch)

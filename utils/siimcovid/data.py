@@ -58,7 +58,7 @@ class Memory:
 MEMORY_LIMIT = 2 << 30
 
 #: What predictions keep for the models that look at the same films after them. Few, so that memory stays flat.
-SHARED = Memory(128 << 20)
+SHARED = Memory(32 << 20)
 
 
 class CircularCutouts(albumentations.ImageOnlyTransform):
