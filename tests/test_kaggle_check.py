@@ -101,6 +101,17 @@ def test_the_sandbox_shows_what_is_mounted_and_lets_write_in_one_folder(tmp_path
     assert not (tmp_path / "home" / "x").exists()
 
 
+@isolated
+def test_a_virtual_environment_below_tmp_is_shown_and_read_only(tmp_path, monkeypatch):
+    (tmp_path / "venv").mkdir()
+    (tmp_path / "venv" / "pyvenv.cfg").write_text("home = /usr/bin\n")
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "venv"))
+    monkeypatch.setattr(sandbox, "UNSHOWN", ("kaggle", tmp_path.parts[1]))
+    command = ["sh", "-c", f"cd {tmp_path / 'venv'} && cat pyvenv.cfg && ! touch x 2>&- && ls {tmp_path}"]
+    sandbox.run(command, [], {"PATH": "/usr/bin:/bin"}, "/", tmp_path / "scratch", 60)
+    assert (tmp_path / "scratch" / "log.txt").read_text().split() == ["home", "=", "/usr/bin", "venv"]
+
+
 # Kaggle's Python
 
 

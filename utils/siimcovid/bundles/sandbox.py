@@ -2,8 +2,9 @@
 
 `run` starts this file as a program inside new mount and network namespaces (`unshare`, of util-linux). There it builds
 a root of its own, in which the present one is mounted read-only and Kaggle's folders are added, and runs the command in
-it. Memory files in /dev/shm stay writable, and /tmp is empty and read-only. Standard library only. Where the machine
-allows no namespaces, `available` is None and `check.py` makes do with copies and the guard.
+it. Memory files in /dev/shm stay writable, and /tmp is read-only and empty, but for the running Python's environment
+where that lies in it. Standard library only. Where the machine allows no namespaces, `available` is None and `check.py`
+makes do with copies and the guard.
 """
 
 import fcntl
@@ -22,6 +23,9 @@ from pathlib import Path
 
 #: Mounted as they are: devices, processes and the kernel's own files are no storage.
 LIVE = ("dev", "proc", "sys")
+
+#: Not shown: the folder in which everybody may write, and Kaggle's own, which `mounts` makes up.
+UNSHOWN = ("tmp", "kaggle")
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def run(
         json.dumps(
             {
                 "root": str(root),
-                "mounts": [asdict(mount) for mount in mounts],
+                "mounts": [asdict(mount) for mount in (*own_python(), *mounts)],
                 "command": list(command),
                 "environment": dict(environment),
                 "directory": directory,
@@ -83,6 +87,12 @@ def run(
             check=False,
         )
     return json.loads(report.read_text()) if report.is_file() else {"exit": done.returncode or 1, "unreachable": 0}
+
+
+def own_python() -> list[Mount]:
+    """The running Python's folders, each at its own place, where the sandbox would not show them."""
+    prefixes = [Path(prefix).resolve() for prefix in dict.fromkeys((sys.base_prefix, sys.prefix))]
+    return [Mount(str(prefix), str(prefix)) for prefix in prefixes if prefix.parts[1] in UNSHOWN]
 
 
 def main(specification: str) -> int:
@@ -122,11 +132,11 @@ def main(specification: str) -> int:
 
 
 def _show(entry: Path, root: Path) -> None:
-    """Show one entry of the machine's root in the sandbox's; the writable ones of everybody stay empty."""
+    """Show one entry of the machine's root in the sandbox's."""
     target = root / entry.name
     if entry.is_symlink():
         target.symlink_to(os.readlink(entry))
-    elif entry.is_dir() and entry.name not in ("tmp", "kaggle"):
+    elif entry.is_dir() and entry.name not in UNSHOWN:
         target.mkdir()
         _mount("--rbind", str(entry), str(target))
 
