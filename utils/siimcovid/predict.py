@@ -1,7 +1,8 @@
 """Predictions of trained models on cached films, as tables.
 
 detections   image_id, model, score, x1, y1, x2, y2: fractions of the film, a film's highest box first
-levels       image_id, study_id and the four probabilities in the order of LEVELS
+levels       image_id, study_id, the four probabilities in the order of LEVELS, and of a study model that estimates it
+             the film's `none`
 
 Under `accelerate launch` or `torchrun` every process predicts its share of the batches, and all have the whole table in
 the end, with the same rows in the same order as one process. All of them must call then.
@@ -25,6 +26,7 @@ from siimcovid.cache import read
 from siimcovid.data import SHARED, Films, loader
 from siimcovid.errors import InputError
 from siimcovid.models.backbone import for_inference
+from siimcovid.models.study import probabilities
 from siimcovid.processes import launched_as
 
 DETECTION_COLUMNS = ["image_id", "model", "score", "x1", "y1", "x2", "y2"]
@@ -98,6 +100,10 @@ def look(
             pixels = pixels.flip(-1)
         with torch.autocast(device.type, enabled=device.type == "cuda"):
             output = model.predict(pixels)
+            if stage == "study":
+                output = probabilities(output.float())
+                if config.flips:
+                    output = (output + probabilities(model.predict(pixels.flip(-1)).float())) / 2
         rows += zip(batch["image_ids"], batch["readable"], _arrays(output), strict=True)
         if not may_go_on():
             break
@@ -109,9 +115,10 @@ def look(
     names = [name for name, _ in rows]
     if stage == "study":
         studies = dict(zip(images["image_id"], images["study_id"], strict=True))
-        values = np.array([values for _, values in rows], dtype=np.float64).reshape(-1, len(LEVELS))
+        columns = [*LEVELS, "none"] if config.none else list(LEVELS)
+        values = np.array([values for _, values in rows], dtype=np.float64).reshape(-1, len(columns))
         table = pd.DataFrame({"image_id": names, "study_id": [studies[name] for name in names]})
-        return Predicted(table.join(pd.DataFrame(values, columns=list(LEVELS))), names, unreadable, not_finite)
+        return Predicted(table.join(pd.DataFrame(values, columns=columns)), names, unreadable, not_finite)
     values = np.concatenate([np.empty((0, 5)), *(values for _, values in rows)]).astype(np.float64)
     table = pd.DataFrame(values, columns=DETECTION_COLUMNS[2:])
     if flip:
@@ -127,9 +134,9 @@ def default_device() -> torch.device:
 
 
 def _arrays(output: Tensor | list[tuple[Tensor, Tensor]]) -> list[np.ndarray]:
-    """A batch's output as an array per film: four probabilities, or (n, 5) score and box."""
+    """A batch's output as an array per film: the study model's probabilities, or (n, 5) score and box."""
     if torch.is_tensor(output):
-        return list(torch.softmax(output.float(), dim=1).cpu().numpy())
+        return list(output.cpu().numpy())
     return [np.hstack([scores.float().cpu().numpy()[:, None], boxes.float().cpu().numpy()]) for boxes, scores in output]
 
 

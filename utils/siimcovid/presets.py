@@ -128,6 +128,10 @@ class StudyConfig:
     hidden: int = 1024  # report, section 3.4
     dropout: float = 0.0
     label_smoothing: float = 0.0
+    focal: float = 0.0  # exponent gamma of the focal loss (Lin et al. 2017); 0 is cross entropy
+    mask: float = 0.0  # share of the loss that is for a map of the boxes, drawn beside the levels; needs frozen=False
+    none: float = 0.0  # weight of the loss of a fifth output, that the film has no box; 0 leaves the output out
+    flips: bool = False  # predictions are the mean over a film and its mirror image
     frozen: bool = True
     views: int = 0  # augmented views whose features are computed once (frozen only); 0 runs the backbone every epoch
 

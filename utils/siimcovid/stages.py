@@ -163,6 +163,7 @@ class Features(Dataset):
 
     def __init__(self, films: Films, model: nn.Module, views: int, batch: int):
         self.image_ids, self.levels, self.views = films.image_ids, films.levels, views
+        self.boxes = [torch.from_numpy(boxes) for boxes in films.boxes]
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = model.to(device).eval()
         augment, table = films.augment, []
@@ -183,6 +184,7 @@ class Features(Dataset):
         epoch, number = divmod(int(ticket), len(self))
         return {
             "features": self.table[epoch % self.views, number],
+            "boxes": self.boxes[number],
             "levels": self.levels[number],
             "image_ids": self.image_ids[number],
         }

@@ -109,7 +109,7 @@ class Models:
         boxes = self.boxes(seen)
         probabilities, highest, mean = [None] * len(seen), None, None
         if "study" in self.stages:
-            probabilities = [_softmax(film.logits) for film in seen]
+            probabilities = [_softmax(film.logits[: len(LEVELS)]) for film in seen]
             mean = np.mean(probabilities, axis=0)
             highest = int(mean.argmax())
         result = {
