@@ -125,7 +125,7 @@ def test_the_tables_on_disk(images, models, tmp_path):
     assert sorted(levels["study_id"]) == sorted(f"s{k}" for k in range(9))
     fold = found.films.set_index("image_id")["fold"]
     assert (detections["image_id"].map(fold) == detections["fold"]).all()
-    pd.testing.assert_frame_equal(levels, found.levels, check_dtype=False)
+    pd.testing.assert_frame_equal(levels.drop(columns="fold"), found.answer.levels, check_dtype=False)
     for number in range(3):
         manifest = json.loads((tmp_path / f"fold_{number}" / "manifest.json").read_text(encoding="utf-8"))
         assert set(manifest) == {"rcnn.safetensors", "yolo.safetensors", "study.safetensors"}
@@ -155,13 +155,13 @@ def test_a_film_that_cannot_be_read_is_answered_by_frequencies(images, models, c
 
 def test_what_no_stage_answers_is_not_scored(images, models, competition, tmp_path):
     found = run(images, tmp_path / "study", stages=["study"])
-    assert found.detections.empty
+    assert found.answer.detections.empty
     (only,) = score(competition, images, found, PRESET, tmp_path / "study")
     assert only.name == "study"
     assert {name for name, value in only.scores.items() if not np.isnan(value)} == {*LEVELS, "mean"}
     assert only.scores["mean"] == pytest.approx(1.0)
     found = run(images, tmp_path / "yolo", stages=["yolo"])
-    assert found.levels.empty
+    assert found.answer.levels.empty
     (only,) = score(competition, images, found, PRESET, tmp_path / "yolo")
     assert {name for name, value in only.scores.items() if not np.isnan(value)} == {"none", "opacity", "mean"}
     assert json.loads((tmp_path / "yolo" / "scores.json").read_text(encoding="utf-8"))["yolo"]["typical"] is None
@@ -178,7 +178,7 @@ def test_killed_and_resumed(images, models, tmp_path):
     assert len(models.fitted) == 9
     assert len(models.predicted) == 3 * 5
     assert (tmp_path / "killed" / "detections.csv").read_bytes() == (tmp_path / "whole" / "detections.csv").read_bytes()
-    pd.testing.assert_frame_equal(resumed.levels, whole.levels)
+    pd.testing.assert_frame_equal(resumed.answer.levels, whole.answer.levels)
 
 
 def test_a_stage_trained_anew_predicts_anew(images, models, tmp_path):
@@ -213,7 +213,8 @@ def test_the_best_epoch_is_an_option(images, models, tmp_path):
 def test_fusion_may_change_and_training_may_not(images, models, tmp_path):
     run(images, tmp_path)
     fused = run(images, tmp_path, load_preset("small", {"folds": 3, "fusion.max_boxes": 1, "fusion.flips": False}))
-    assert set(fused.detections["model"]) == {"rcnn", "yolo", "ensemble"}
+    assert set(fused.said.detections["model"]) == {"rcnn", "yolo"}
+    assert fused.answer.detections.groupby("image_id").size().max() == 1
     assert len(models.fitted) == 9
     for change in ({"seed": 1}, {"rcnn.training.epochs": 3}):
         with pytest.raises(InputError, match="another preset"):

@@ -35,7 +35,7 @@ BY_HAND = [
     # weighted scores .8 * 3 and .4 * 1; the sum of weights divides: (2.4 + .4) / 2 * 2 / 4
     ("weights", [("rcnn", 0.8, A1), ("yolo", 0.4, A2)], {"weights": (3, 1)}, [(0.7, mean_box((2.4, A1), (0.4, A2)))]),
     ("the better half is kept", [("rcnn", 0.8, FAR), ("yolo", 0.4, A2)], {"max_boxes": 1}, [(0.4, FAR)]),
-    ("clipped", [("rcnn", 0.8, (-0.5, 0.5, 0.5, 1.5))], {}, [(0.8, (0, 0.5, 0.5, 1))]),
+    ("clipped", [("rcnn", 0.8, (-0.5, 0.5, 0.5, 1.5))], {}, [(0.4, (0, 0.5, 0.5, 1))]),
     ("without area", [("rcnn", 0.8, A1), ("yolo", 0.4, (0.2, 0.2, 0.2, 0.9))], {}, [(0.4, A1)]),
     ("without score", [("rcnn", 0.8, A1), ("yolo", 0.0, FAR), ("rcnn", 0.0, FAR)], {}, [(0.4, A1)]),
     ("not finite", [("rcnn", 0.8, A1), ("yolo", np.nan, A2), ("yolo", 0.4, (np.nan, 0, 1, 1))], {}, [(0.4, A1)]),
@@ -52,11 +52,11 @@ def test_by_hand(rows, options, expected):
     assert boxes == pytest.approx(np.array([box for _, box in expected]), rel=1e-6)
 
 
-def test_a_model_that_took_no_part_scales_nothing_down():
-    """In the whole table, that is; in one image its silence counts against the others' boxes."""
+def test_a_model_that_found_nothing_counts_against_the_others():
+    """Whoever looked is named; who did not is not among the models."""
     only = table(("film", "rcnn", 0.8, A1), ("other", "rcnn", 0.4, FAR))
-    assert fuse(only, MODELS)["score"].tolist() == [0.8, 0.4]
-    assert fuse(only, ("rcnn",)).equals(fuse(only, MODELS))
+    assert fuse(only, ("rcnn",))["score"].tolist() == [0.8, 0.4]
+    assert fuse(only, MODELS)["score"].tolist() == pytest.approx([0.4, 0.2])
     both = pd.concat([only, table(("other", "yolo", 0.4, FAR))])
     assert fuse(both, MODELS)["score"].tolist() == pytest.approx([0.4, 0.4])
     assert fuse(both, ("rcnn",))["score"].tolist() == [0.8, 0.4]  # rows of other models are ignored

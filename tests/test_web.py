@@ -161,8 +161,9 @@ def test_a_silent_detector_still_counts(models):
     """Equation 6 of the report divides by the weights of all, even where only one found something on the film."""
     seen = models.look(film())
     seen.boxes = {name: np.empty((0, 5)) for name in seen.boxes} | {"rcnn": np.array([[0.8, 0.1, 0.1, 0.5, 0.5]])}
-    boxes = models.boxes([seen])
-    expected = 0.8 * models.voices["rcnn"] / sum(models.voices.values())
+    boxes, _ = models.combined([seen])
+    weight = dict(zip(models.preset.fusion.detectors, models.preset.fusion.weights, strict=True))
+    expected = 0.8 * weight["rcnn"] / sum(weight[name.removesuffix("_flip")] for name in models.voices)
     assert boxes.loc[boxes["model"] == "ensemble", "score"].tolist() == pytest.approx([expected])
 
 

@@ -7,7 +7,7 @@ is needed; the same JSON lies next to it for people. Nothing here is a pickle.
 import importlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from siimcovid.errors import InputError
 from siimcovid.files import atomic_path, write_json
 from siimcovid.overrides import from_dict, to_dict
-from siimcovid.presets import BackboneConfig, RcnnConfig, StudyConfig, YoloConfig
+from siimcovid.presets import FULL, BackboneConfig, Detector, RcnnConfig, StudyConfig, YoloConfig
 
 #: stage -> the dataclass of its configuration; its model is built by `siimcovid.models.<stage>`.
 STAGES: dict[str, type] = {"backbone": BackboneConfig, "rcnn": RcnnConfig, "yolo": YoloConfig, "study": StudyConfig}
-DETECTORS = ("rcnn", "yolo")
-#: The stages whose models make a submission.
-SUBMISSION_STAGES = (*DETECTORS, "study")
+DETECTORS: tuple[str, ...] = get_args(Detector)
+#: The stages whose models make a submission of the report's system.
+SUBMISSION_STAGES = FULL.stages
 
 
 def build_model(stage: str, config: Any) -> nn.Module:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from siimcovid import LEVELS, cache, checkpoint, trained
+from siimcovid import LEVELS, cache, trained
 from siimcovid.answers import find_answers
 from siimcovid.clock import Costs, StageCost
 from siimcovid.files import write_text
@@ -173,7 +173,7 @@ def _tables(run: Run, said: list[Predicted], test: pd.DataFrame) -> float:
     if not found or test.empty:
         return 0.0
     table = pd.concat(found, ignore_index=True)
-    names = [name for name in checkpoint.DETECTORS if name in set(table["model"])]
+    names = list(dict.fromkeys(table["model"]))
     fuse(table, names)  # numba compiles at the first call
     begin = run.clock.now()
     fused = fuse(table, names)

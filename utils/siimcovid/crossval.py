@@ -4,7 +4,8 @@ In: the index of a competition's train part, its cache, a preset and the folder 
 folder:
 
     detections.csv      the detections table (predict.py) of the films held out, detectors' and ensemble's, with folds
-    levels.csv          study_id, the four probabilities, fold
+    film_levels.csv     what the study models say of each film: the levels table of predict.py, with folds
+    levels.csv          study_id, the four probabilities (combine.py), fold
     submission.csv      the ensemble's answer to all these films; submissions/<model>.csv each detector's
     scores.json         model -> average precision of each class and their mean, by the competition's metric
     crossval.json       what all folds have in common; another preset is refused this folder
@@ -28,11 +29,12 @@ import numpy as np
 import pandas as pd
 
 from siimcovid import CLASSES, LEVEL_COLUMNS, LEVELS, checkpoint, submission, weights
+from siimcovid.combine import Combined, Said, combine
 from siimcovid.errors import InputError
 from siimcovid.evaluate import Evaluation, evaluate
 from siimcovid.files import atomic_path, write_json
 from siimcovid.folds import split
-from siimcovid.fuse import ENSEMBLE, fuse, none_confidence
+from siimcovid.fuse import ENSEMBLE, none_confidence
 from siimcovid.overrides import override, to_dict
 from siimcovid.predict import DETECTION_COLUMNS, predict, study_levels
 from siimcovid.presets import Preset
@@ -51,8 +53,8 @@ class OutOfFold:
 
     stages: tuple[str, ...]  # which models
     films: pd.DataFrame  # the index's rows that were held out, + fold
-    detections: pd.DataFrame  # as detections.csv
-    levels: pd.DataFrame  # as levels.csv
+    said: Said  # by each model for itself
+    answer: Combined  # by all of them, as the kernel combines them
 
 
 def cross_validate(
@@ -62,7 +64,7 @@ def cross_validate(
     start: Path | None,
     out: Path,
     *,
-    stages: Sequence[str] = checkpoint.SUBMISSION_STAGES,
+    stages: Sequence[str] | None = None,
     only: Iterable[int] | None = None,
     best_epoch: bool = False,
     data: str = "",
@@ -74,7 +76,8 @@ def cross_validate(
         preset: the configuration; its `folds` and `seed` say who is held out with whom.
         cache, start: as in stages.fit.
         out: the folder described above.
-        stages: which models; without a detector the detections are empty, without `study` the levels.
+        stages: which models, by default the preset's; without a detector the detections are empty, without `study`
+            the levels.
         only: these folds; None takes all.
         best_epoch: choose each stage's epoch by the films held out.
         data: name of the data, as it stands in manifests.
@@ -84,15 +87,17 @@ def cross_validate(
             that saw its patient, here or in what it started from.
     """
     out, numbers = Path(out), list(range(preset.folds) if only is None else dict.fromkeys(only))
+    stages = tuple(stages or preset.stages)
     known = images[(images["split"] == "train") & images["level"].isin(LEVELS)]
     sides = {fold: split(known, fold, preset.folds, preset.seed) for fold in numbers}  # refuses a fold there is not
-    epochs = {f"{stage}.training.validate": best_epoch for stage in checkpoint.SUBMISSION_STAGES}
+    trainable = (*checkpoint.DETECTORS, "study")
+    epochs = {f"{stage}.training.validate": best_epoch for stage in trainable}
     if not best_epoch:  # patience waits for a metric
-        epochs |= {f"{stage}.training.patience": 0 for stage in checkpoint.SUBMISSION_STAGES}
+        epochs |= {f"{stage}.training.patience": 0 for stage in trainable}
     preset = override(preset, epochs)
     refuse_seen(start, stages, data)
     facts = to_dict(preset)
-    _claim(out / "crossval.json", {key: facts[key] for key in (*checkpoint.SUBMISSION_STAGES, *SHARED)})
+    _claim(out / "crossval.json", {key: facts[key] for key in (*trainable, *SHARED)})
 
     detections, levels, trained = [], [], {}
     for fold, (train, held_out) in sides.items():
@@ -113,14 +118,23 @@ def cross_validate(
     found, graded = _joined(detections, DETECTION_COLUMNS), _joined(levels, LEVEL_TABLE)
     refuse_leaks(found, films, trained)
     refuse_leaks(graded, films, trained)
-    if set(checkpoint.DETECTORS) <= set(stages):
-        fused = fuse_models(found, preset)
-        found = pd.concat([found, fused.assign(fold=fused["image_id"].map(films.set_index("image_id")["fold"]))])
+    ends = ("", "_flip") if preset.fusion.flips else ("",)
+    voices = [f"{stage}{end}" for stage in stages if stage != "study" for end in ends]
+    said = Said(
+        films[["image_id", "study_id"]],
+        found.drop(columns="fold"),
+        {voice: films["image_id"].tolist() for voice in voices},
+        graded.drop(columns="fold"),
+    )
+    answer = combine(said, preset)
+    fold = films.set_index("image_id")["fold"]
+    if len(voices) > 1:
+        found = pd.concat([found, answer.detections.assign(fold=answer.detections["image_id"].map(fold))])
     found = found.sort_values(["image_id", "model", "score"], ascending=[True, True, False], kind="stable")
-    by_study = study_levels(graded).merge(films[["study_id", "fold"]].drop_duplicates(), on="study_id")
     _write(found, out / "detections.csv")
-    _write(by_study, out / "levels.csv")
-    return OutOfFold(tuple(stages), films, found.reset_index(drop=True), by_study)
+    _write(graded, out / "film_levels.csv")
+    _write(answer.levels.merge(films[["study_id", "fold"]].drop_duplicates(), on="study_id"), out / "levels.csv")
+    return OutOfFold(stages, films, said, answer)
 
 
 def refuse_seen(start: Path | None, stages: Iterable[str], data: str) -> None:
@@ -159,12 +173,11 @@ def _patients_seen(folder: Path, train: pd.DataFrame, held_out: pd.DataFrame) ->
 def _predicted(stage: str, folder: Path, held_out: pd.DataFrame, cache: Path, flip: bool) -> pd.DataFrame:
     """What a fold's stage says of the films held out: from the file, or from the model and into the file."""
     path = folder / (f"{stage}_flip.csv" if flip else f"{stage}.csv")
-    columns = LEVEL_TABLE if stage == "study" else DETECTION_COLUMNS
     if not path.is_file():
         _, config, model = checkpoint.load(folder / f"{stage}.safetensors")
         _write(predict(stage, config, model, held_out, cache, flip), path)
-    table = read_csv(path, columns)
-    return table.astype({name: _kind(name) for name in columns})
+    table = read_csv(path, LEVEL_TABLE if stage == "study" else DETECTION_COLUMNS)
+    return table.astype({name: _kind(name) for name in table})
 
 
 def refuse_leaks(table: pd.DataFrame, films: pd.DataFrame, trained: dict[int, set[str]]) -> None:
@@ -188,21 +201,6 @@ def refuse_leaks(table: pd.DataFrame, films: pd.DataFrame, trained: dict[int, se
         raise InputError(f"{name} has levels twice; remove study.csv in the folds' folders")
 
 
-def fuse_models(detections: pd.DataFrame, preset: Preset) -> pd.DataFrame:
-    """The ensemble's boxes, fused as the kernel does."""
-    fusion = preset.fusion
-    weight = dict(zip(checkpoint.DETECTORS, fusion.weights, strict=True))
-    weight |= {f"{stage}_flip": value for stage, value in weight.items()} if fusion.flips else {}
-    return fuse(
-        detections,
-        list(weight),
-        weights=list(weight.values()),
-        iou=fusion.iou,
-        nms_iou=fusion.nms_iou,
-        max_boxes=fusion.max_boxes,
-    )
-
-
 def score(competition: Path, images: pd.DataFrame, found: OutOfFold, preset: Preset, out: Path) -> list[Evaluation]:
     """Write each model's submission, scores.json, and return an evaluation for each, the ensemble's last.
 
@@ -221,16 +219,19 @@ def score(competition: Path, images: pd.DataFrame, found: OutOfFold, preset: Pre
         ids = ids[ids.isin([*(found.films["study_id"] + "_study"), *(found.films["image_id"] + "_image")])]
     sample = pd.DataFrame({"id": ids, "PredictionString": ""})
     priors = submission.train_priors(images)
-    detectors = [stage for stage in checkpoint.DETECTORS if stage in found.stages]
+    detectors = [stage for stage in found.stages if stage != "study"]
     models = [*detectors, *([ENSEMBLE] if len(detectors) > 1 else [])] or ["study"]
     answered = [*(LEVELS if "study" in found.stages else ()), *(("none", "opacity") if detectors else ())]
 
     evaluations = []
     for model in models:
         path = out / "submission.csv" if model == models[-1] else out / "submissions" / f"{model}.csv"
-        boxes = found.detections[found.detections["model"] == model]
-        none = none_confidence(boxes, found.films["image_id"] if detectors else ())
-        submission.write_submission(sample, found.levels, none, boxes, images, path, priors)
+        boxes, none, levels = found.answer.detections, found.answer.none, found.answer.levels
+        if model != ENSEMBLE:
+            boxes = found.said.detections[found.said.detections["model"] == model]
+            none = none_confidence(boxes, found.films["image_id"] if detectors else ())
+            levels = study_levels(found.said.levels)
+        submission.write_submission(sample, levels, none, boxes, images, path, priors)
         answers = submission.read_table(path, ("id", "PredictionString"))
         evaluation = evaluate(model, answers, truth, studies, subset=True)
         scores = {name: evaluation.scores[name] if name in answered else math.nan for name in CLASSES}

@@ -40,10 +40,10 @@ def fuse(
 ) -> pd.DataFrame:
     """Fuse the detections of `models` into those of the model "ensemble"; same schema, same bytes on every run.
 
-    models: the detectors to fuse; rows of others are ignored. A detector that has no row in the whole table took no
-    part: the rest are fused without it, their scores not scaled down. weights: one for each of models, 1 by default,
-    multiplied with its scores. iou: fusion's threshold. nms_iou: a fused box that overlaps a better one by more is
-    dropped. max_boxes: the most that are kept for an image, the best first.
+    models: those that looked at these films; rows of others are ignored. One that found nothing on a film counts
+    against what the others found there. weights: one for each of models, 1 by default, multiplied with its scores.
+    iou: fusion's threshold. nms_iou: a fused box that overlaps a better one by more is dropped. max_boxes: the most
+    that are kept for an image, the best first.
     Boxes are clipped to the image; those without area or score, or not finite, are left out.
     Raises InputError where the weights do not fit the models, or are not above 0.
     """
@@ -53,8 +53,6 @@ def fuse(
     boxes = detections[["x1", "y1", "x2", "y2"]].to_numpy(dtype=float).clip(0, 1)
     scores = detections["score"].to_numpy(dtype=float)
     model = pd.Index(models).get_indexer(detections["model"])
-    present = np.unique(model[model >= 0])
-    total_weight = float(np.array(weights)[present].sum())
     usable = (
         (model >= 0) & np.isfinite(scores) & (scores > 0) & (boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])
     )
@@ -64,7 +62,7 @@ def fuse(
     image, names = pd.factorize(detections["image_id"][usable], sort=True)
     order = np.lexsort((model, -scores, image))
     starts = np.cumsum(np.bincount(image + 1, minlength=len(names) + 1))
-    scores, boxes, image = _fuse_images(scores[order], boxes[order], starts, iou, len(present), total_weight)
+    scores, boxes, image = _fuse_images(scores[order], boxes[order], starts, iou, len(models), float(sum(weights)))
     order = np.lexsort((-scores, image))
     scores, boxes, image = scores[order], boxes[order], image[order]
 

@@ -1,12 +1,13 @@
 """What the trained models say of the test films, and the submissions made of it: the pipeline's last steps.
 
-In: a Run with prepared films. Out: detections.csv, levels.csv, submission.csv and submissions/<model>.csv.
+In: a Run with prepared films. Out: detections.csv, film_levels.csv, levels.csv, submission.csv and
+submissions/<model>.csv.
 """
 
 import gc
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -14,8 +15,12 @@ import torch
 from siimcovid import LEVELS, checkpoint, inputs, submission, validate
 from siimcovid.errors import InputError
 from siimcovid.files import atomic_path
+from siimcovid.presets import CrosstalkConfig
 from siimcovid.run import Run
 from siimcovid.tables import find_table, some
+
+if TYPE_CHECKING:
+    from siimcovid.combine import Said
 
 ENSEMBLE = "ensemble"
 DETECTIONS = ["image_id", "model", "score", "x1", "y1", "x2", "y2"]
@@ -67,7 +72,7 @@ def detect(run: Run) -> pd.DataFrame:
     """Boxes of each detector and of their ensemble on the test films."""
     detections, run.seen = pd.DataFrame(columns=DETECTIONS), {}
     with run.step("detect", "what was found before, not fused"):
-        from siimcovid.fuse import fuse
+        from siimcovid.combine import ensemble
 
         passes: dict[str, float] = {}
         for flip in (False, True) if run.choices.flips else (False,):
@@ -83,56 +88,56 @@ def detect(run: Run) -> pd.DataFrame:
                         _improve(run, detections.assign(model=ENSEMBLE), None) if len(run.seen) == 1 else None
                 passes[stage] = run.clock.now() - begin
         if run.seen:
-            detections = pd.concat([detections, _fused(run, detections, fuse)], ignore_index=True)
+            fused = ensemble(said(run, detections), run.preset.fusion)
+            detections = pd.concat([detections, fused], ignore_index=True)
             _write_table(detections, run.folder / "detections.csv")
             _improve(run, detections, None)
     run.revise()
     return detections
 
 
-def _fused(run: Run, found: pd.DataFrame, fuse: Callable) -> pd.DataFrame:
-    """The ensemble's boxes: films that the same detectors looked at are fused together."""
-    fusion = run.preset.fusion
-    weight = dict(zip(checkpoint.DETECTORS, fusion.weights, strict=True))
-    weight |= {f"{stage}_flip": value for stage, value in weight.items()}
-    seen = {name: set(run.seen[name]) for name in weight if name in run.seen}
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for film in run.test["image_id"]:
-        groups.setdefault(tuple(name for name in seen if film in seen[name]), []).append(film)
-    parts = [
-        fuse(
-            found[found["image_id"].isin(films)],
-            voices,
-            weights=[weight[name] for name in voices],
-            iou=fusion.iou,
-            nms_iou=fusion.nms_iou,
-            max_boxes=fusion.max_boxes,
-        )
-        for voices, films in groups.items()
-        if voices
-    ]
-    fused = pd.concat(parts, ignore_index=True) if parts else found.iloc[:0]
-    return fused if len(parts) < 2 else fused.sort_values("image_id", kind="stable", ignore_index=True)
+def said(run: Run, detections: pd.DataFrame) -> "Said":
+    """What the models said of the test films, to be combined."""
+    from siimcovid.combine import Said
+
+    films = run.test[["image_id", "study_id"]]
+    said = Said(films, detections[detections["model"] != ENSEMBLE], run.seen)
+    return said if run.film_levels is None else replace(said, levels=run.film_levels)
 
 
 def classify(run: Run) -> pd.DataFrame:
     """The four levels' probabilities of each test study, the mean over its films."""
     levels = pd.DataFrame(columns=["study_id", *LEVELS], dtype=float)
     with run.step("classify", "the train set's frequencies for every study"):
-        table = _look(run, "classify", "study")
-        if table is not None:
+        run.film_levels = _look(run, "classify", "study")
+        if run.film_levels is not None:
             from siimcovid.predict import study_levels
 
-            levels = study_levels(table)
+            levels = study_levels(run.film_levels)
+            _write_table(run.film_levels, run.folder / "film_levels.csv")
             _write_table(levels, run.folder / "levels.csv")
     run.revise()
     return levels
 
 
 def submit(run: Run, detections: pd.DataFrame, levels: pd.DataFrame) -> Path:
-    """Write and check submission.csv from the ensemble, and one submission for each detector alone."""
+    """Write and check submission.csv from the ensemble, and one submission for each detector alone.
+
+    Where the preset lets study model and detectors hear each other, what comes of it replaces the ensemble's rows of
+    detections.csv and levels.csv.
+    """
     with run.step("submit", "the submission that was written before"):
         _improve(run, detections, levels)
+        if run.preset.crosstalk != CrosstalkConfig() and run.seen:
+            with run.guard("submit", "boxes and levels as each model gave them"):
+                from siimcovid.combine import combine
+
+                alone = detections[detections["model"] != ENSEMBLE]
+                answer = combine(said(run, alone), run.preset)
+                _improve(run, answer.detections, answer.levels, answer.none)
+                _write_table(pd.concat([alone, answer.detections], ignore_index=True), run.folder / "detections.csv")
+                if len(answer.levels):
+                    _write_table(answer.levels, run.folder / "levels.csv")
         for model in run.seen:
             if model in checkpoint.DETECTORS:
                 _write_submission(run, model, detections, levels, submission_file(run, model))
@@ -145,11 +150,11 @@ def submission_file(run: Run, model: str) -> Path:
     return run.folder / ("submission.csv" if model == ENSEMBLE else f"submissions/{model}.csv")
 
 
-def _improve(run: Run, detections: pd.DataFrame, levels: pd.DataFrame | None) -> None:
+def _improve(run: Run, detections: pd.DataFrame, levels: pd.DataFrame | None, none: pd.Series | None = None) -> None:
     """Replace submission.csv by a better one, if that is valid."""
     with run.guard("submit", "the submission that was written before"):
         with atomic_path(submission_file(run, ENSEMBLE)) as temporary:
-            by_priors = _write_submission(run, ENSEMBLE, detections, levels, temporary)
+            by_priors = _write_submission(run, ENSEMBLE, detections, levels, temporary, none)
             if len(run.competition.sample):
                 sizes = run.folder / "index.csv"
                 sample = find_table(run.competition.folder, inputs.SAMPLE)
@@ -160,19 +165,25 @@ def _improve(run: Run, detections: pd.DataFrame, levels: pd.DataFrame | None) ->
 
 
 def _write_submission(
-    run: Run, model: str, detections: pd.DataFrame, levels: pd.DataFrame | None, path: Path
+    run: Run,
+    model: str,
+    detections: pd.DataFrame,
+    levels: pd.DataFrame | None,
+    path: Path,
+    none: pd.Series | None = None,
 ) -> list[str]:
-    """Write one model's submission; returns the ids that priors answered."""
+    """Write one model's submission; returns the ids that priors answered. `none`: 1 - the highest score by default."""
     if levels is None:
         levels = pd.DataFrame(columns=["study_id", *LEVELS], dtype=float)
     found = detections[detections["model"] == model]
     voices = run.seen if model == ENSEMBLE else [model]
     seen = list(dict.fromkeys(film for name in voices for film in run.seen[name]))
-    none = pd.Series(dtype=float)
-    if seen:
-        from siimcovid.fuse import none_confidence
+    if none is None:
+        none = pd.Series(dtype=float)
+        if seen:
+            from siimcovid.fuse import none_confidence
 
-        none = none_confidence(found, seen)
+            none = none_confidence(found, seen)
     images, sample = run.competition.images, run.competition.sample
     return submission.write_submission(sample, levels, none, found, images, path, inputs.priors(run))
 

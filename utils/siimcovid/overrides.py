@@ -89,7 +89,8 @@ def _type_name(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return "one of " + ", ".join(map(repr, typing.get_args(kind)))
     if typing.get_origin(kind) is tuple:
-        return f"a list of {typing.get_args(kind)[0].__name__}"
+        part = typing.get_args(kind)[0]
+        return f"a list of {part.__name__}" if isinstance(part, type) else f"a list, each {_type_name(part)}"
     return {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}[kind.__name__]
 
 

@@ -6,7 +6,7 @@ In: the notebook's parameters. Out, in one folder:
     scores.json                 the scoreboard, where the answers are at hand
     index.csv, cache/           the index and the prepared films
     weights/                    the trained stages and their manifest: the WEIGHTS_DIR of MODE "infer"
-    detections.csv, levels.csv  what the models said
+    detections.csv, levels.csv  what the models said; film_levels.csv the study model of each film
     run.json                    the configuration, the plan and the seconds of each step, what was degraded: see run.py
 
 The first thing written is a valid submission; each better one replaces it whole. A step that fails is recorded by
@@ -25,7 +25,7 @@ from typing import Any
 
 import pandas as pd
 
-from siimcovid import checkpoint, clock, competition, inputs, scoreboard, submission
+from siimcovid import clock, competition, inputs, scoreboard, submission
 from siimcovid.clock import RESERVE
 from siimcovid.inference import ENSEMBLE, MemoryShort, classify, detect, free_memory, submission_file, submit
 from siimcovid.run import Run, summary
@@ -63,7 +63,7 @@ def start(
         run.folder = Path.cwd()
     with run.guard("start", "files of an earlier run stay"):
         shutil.rmtree(run.folder / "submissions", ignore_errors=True)
-        for name in ("scores.json", "detections.csv", "levels.csv", "gallery.png"):
+        for name in ("scores.json", "detections.csv", "film_levels.csv", "levels.csv", "gallery.png"):
             (run.folder / name).unlink(missing_ok=True)
     inputs.settings(run, preset, mode, overrides)
     earlier = None
@@ -155,7 +155,7 @@ def _spare(run: Run, films: pd.DataFrame, tried: int) -> float:
 def fit(run: Run) -> pd.DataFrame:
     """Train the models (MODE finetune) or check those given (infer); returns a row per stage."""
     rows = []
-    for stage in checkpoint.SUBMISSION_STAGES:
+    for stage in run.asked.stages:
         if stage not in run.choices.stages:
             continue
         facts: dict[str, Any] = {"stage": stage, "file": None}
@@ -222,6 +222,6 @@ def _train(run: Run, stage: str) -> Path | None:
 def score(run: Run) -> pd.DataFrame | None:
     """The scoreboard, see scoreboard.py; None where no answers lie beside the competition."""
     with run.step("score", "no scoreboard"):
-        files = {model: submission_file(run, model) for model in (*checkpoint.DETECTORS, ENSEMBLE)}
+        files = {model: submission_file(run, model) for model in (*run.asked.fusion.detectors, ENSEMBLE)}
         return scoreboard.score(run, {model: path for model, path in files.items() if path.is_file()})
     return None

@@ -136,15 +136,38 @@ class StudyConfig:
     views: int = 0  # augmented views whose features are computed once (frozen only); 0 runs the backbone every epoch
 
 
+#: The detectors there are: models/<name>.py each.
+Detector = Literal["rcnn", "yolo"]
+
+
 @dataclass(frozen=True)
 class FusionConfig:
     """Weighted boxes fusion, then non-maximum suppression (report, section 3.3)."""
 
+    detectors: tuple[Detector, ...] = (
+        "rcnn",
+        "yolo",
+    )  # that run and are fused; what is per detector follows this order
+    calibration: tuple[float, ...] = ()  # slope and intercept of each detector's logits; empty leaves scores alone
     iou: float = 0.55
-    weights: tuple[float, ...] = (1.0, 1.0)  # Faster R-CNN, YOLO
+    weights: tuple[float, ...] = (1.0, 1.0)  # of each detector
     flips: bool = False  # the ensemble hears each detector twice, the second time on mirrored films
     nms_iou: float = 0.5
     max_boxes: int = 100
+
+
+@dataclass(frozen=True)
+class CrosstalkConfig:
+    """What the study model and the detectors tell each other (combine.py); nothing, as it stands here.
+
+    combination.py fits these numbers on films that the models did not see.
+    """
+
+    none: tuple[float, ...] = ()  # intercept and weights of the logits that a film is empty; empty: 1 - highest score
+    levels: tuple[float, ...] = ()  # the same for each level, of levels and boxes; empty: the study model's
+    negative_none: float = 0.0  # share of `none` in its geometric mean with `negative`
+    opacity_none: float = 0.0  # boxes count (1 - none) to this power
+    opacity_negative: float = 0.0  # and (1 - negative) to this
 
 
 @dataclass(frozen=True)
@@ -158,9 +181,15 @@ class Preset:
     yolo: YoloConfig
     study: StudyConfig
     fusion: FusionConfig = field(default_factory=FusionConfig)
+    crosstalk: CrosstalkConfig = field(default_factory=CrosstalkConfig)
     folds: int = 5
     fold: int = 0  # held out where a stage validates
     seed: int = 0
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The models whose answers make a submission."""
+        return (*self.fusion.detectors, "study")
 
 
 #: The report's changes to films for its classifiers: section 3.1, "Training of the backbone", and 3.4.

@@ -25,7 +25,6 @@ from typing import Any
 
 import pandas as pd
 
-from siimcovid import checkpoint
 from siimcovid.clock import Choices, Clock, Costs, after, apply, asked_choices, choose, dropped, forecast
 from siimcovid.competition import Competition, index_table
 from siimcovid.files import write_json
@@ -60,6 +59,7 @@ class Run:
     models: dict[str, tuple[Any, Any, bool]] = field(default_factory=dict)  # see trained.load
     unusable: set[str] = field(default_factory=set)  # stages whose model could not be loaded
     seen: dict[str, list[str]] = field(default_factory=dict)  # detector (or "<detector>_flip") -> films it looked at
+    film_levels: pd.DataFrame | None = None  # what the study model says of each test film; None where it says nothing
     failures: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=FAILURE_COLUMNS))
     by_priors: int | None = None  # rows of submission.csv that hold the train set's frequencies
     seconds: dict[str, float] = field(default_factory=dict)
@@ -127,7 +127,7 @@ class Run:
 
     def all_choices(self) -> Choices:
         """All that was asked for."""
-        return asked_choices(self.asked, checkpoint.DETECTORS, self.mode == "finetune")
+        return asked_choices(self.asked, self.asked.fusion.detectors, self.mode == "finetune")
 
     def revise(self) -> None:
         """Choose again what fits into the time that is left, and predict the steps to come."""

@@ -17,11 +17,14 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from siimcovid import LEVELS, __version__, cache, checkpoint, weights
+from siimcovid import LEVELS, __version__, cache, checkpoint, combination, weights
+from siimcovid.combine import Combined, Said, combine
 from siimcovid.errors import InputError
-from siimcovid.fuse import COLUMNS, ENSEMBLE, fuse, none_confidence
+from siimcovid.fuse import COLUMNS, ENSEMBLE, none_confidence
 from siimcovid.models.backbone import for_inference, normalise
-from siimcovid.presets import PRESETS, SMALL
+from siimcovid.models.study import probabilities
+from siimcovid.overrides import override
+from siimcovid.presets import PRESETS, SMALL, Preset
 from siimcovid.submission import to_pixels
 from siimcovid.web import heatmap
 
@@ -49,7 +52,7 @@ class Seen:
     rows: int
     columns: int
     boxes: dict[str, np.ndarray]  # detector, or its name with FLIP -> (n, 5) score and xyxy fractions of the film
-    logits: np.ndarray | None  # (4,)
+    levels: np.ndarray | None  # (4,) probabilities, and from some models a fifth, of `none`
     maps: Tensor | None  # the study backbone's last, (1, C, h, w)
     preview: str  # a data: address, or ""
 
@@ -62,35 +65,34 @@ class Models:
         choices: what boxes can come from: the detectors that are there and, with both, their ensemble.
     """
 
-    def __init__(self, stages: dict[str, Stage], preset: str = "small"):
+    def __init__(self, stages: dict[str, Stage], preset: Preset = SMALL):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.stages = {
             name: replace(stage, model=for_inference(stage.model.to(self.device))) for name, stage in stages.items()
         }
-        self.preset = PRESETS.get(preset, SMALL)
-        self.detectors = [name for name in checkpoint.DETECTORS if name in stages]
+        self.preset = preset
+        self.detectors = [name for name in preset.fusion.detectors if name in stages]
         self.choices = [*self.detectors, ENSEMBLE] if len(self.detectors) > 1 else list(self.detectors)
-        fusion, both = self.preset.fusion, ENSEMBLE in self.choices
-        #: what the ensemble hears -> its weight, as in the kernel: the detectors and, with `flips`, each once more on
-        #: the mirrored film
-        self.voices = dict(zip(checkpoint.DETECTORS, fusion.weights, strict=True)) if both else {}
-        if fusion.flips:
-            self.voices |= {f"{name}{FLIP}": weight for name, weight in self.voices.items()}
+        #: what the ensemble hears, as in the kernel: the detectors and, with `flips`, each again on the mirrored film
+        self.voices = list(self.detectors)
+        if preset.fusion.flips and ENSEMBLE in self.choices:
+            self.voices += [f"{name}{FLIP}" for name in self.detectors]
 
     @classmethod
     def load(cls, folder: Path) -> "Models":
         """Load every trained stage of a folder, verified. Raises InputError where there is none or one is damaged."""
         manifest = weights.read_manifest(folder)
-        stages, preset = {}, ""
-        for name in checkpoint.SUBMISSION_STAGES:
-            if f"{name}.safetensors" in manifest:
-                _, config, model = checkpoint.load(weights.verified(folder, f"{name}.safetensors"))
-                stages[name] = Stage(config, model)
-                preset = preset or manifest[f"{name}.safetensors"].get("preset", "")
+        stages, preset, wanted = {}, "", [f"{name}.safetensors" for name in (*checkpoint.DETECTORS, "study")]
+        for name in wanted:
+            if manifest.get(name, {}).get("preset"):
+                stage, config, model = checkpoint.load(weights.verified(folder, name))
+                stages[stage] = Stage(config, model)
+                preset = preset or manifest[name]["preset"]
         if not stages:
-            wanted = ", ".join(f"{name}.safetensors" for name in checkpoint.SUBMISSION_STAGES)
-            raise InputError(f"{folder} holds no trained stage ({wanted}): name the weights/ of a training run")
-        return cls(stages, preset)
+            raise InputError(
+                f"{folder} holds no trained stage ({', '.join(wanted)}): name the weights/ of a training run"
+            )
+        return cls(stages, override(PRESETS.get(preset, SMALL), combination.read(folder)))
 
     def predict(self, films: Iterable[np.ndarray], pictures: bool = False) -> dict[str, Any]:
         """What the models say of the films of one study.
@@ -106,12 +108,9 @@ class Models:
             score first; and with pictures `preview` and `heatmap`.
         """
         seen = [self.look(film, pictures) for film in films]
-        boxes = self.boxes(seen)
-        probabilities, highest, mean = [None] * len(seen), None, None
-        if "study" in self.stages:
-            probabilities = [_softmax(film.logits[: len(LEVELS)]) for film in seen]
-            mean = np.mean(probabilities, axis=0)
-            highest = int(mean.argmax())
+        boxes, answer = self.combined(seen)
+        mean = answer.levels[list(LEVELS)].to_numpy()[0] if len(answer.levels) else None
+        highest = None if mean is None else int(mean.argmax())
         result = {
             "version": __version__,
             "notice": NOTICE,
@@ -125,13 +124,14 @@ class Models:
             entry = {
                 "rows": film.rows,
                 "columns": film.columns,
-                "levels": _named(probabilities[number]),
+                "levels": _named(None if film.levels is None else film.levels[: len(LEVELS)]),
                 "none": {},
                 "boxes": {},
             }
             for name in self.choices:
                 table = found[found["model"] == name]
-                entry["none"][name] = round(float(none_confidence(table, [number]).iloc[0]), 4)
+                none = answer.none if name == ENSEMBLE else none_confidence(table, [number])
+                entry["none"][name] = round(float(none[number]), 4)
                 values = to_pixels(table[COLUMNS[2:]].to_numpy(), (film.rows, film.columns)).round(4)
                 names = ("score", "left", "top", "right", "bottom")
                 entry["boxes"][name] = [dict(zip(names, row, strict=True)) for row in values.tolist()]
@@ -147,7 +147,7 @@ class Models:
         picture = as_address("image/jpeg", shrink(film)) if preview else ""
         film = cache.fit(film, self.preset.cache_size)
         boxes = {}
-        for name in self.voices or self.detectors:
+        for name in self.voices:
             stage, mirrored = name.removesuffix(FLIP), name.endswith(FLIP)
             pixels = self.pixels(film, stage)
             with torch.inference_mode(), self.autocast():
@@ -156,39 +156,39 @@ class Models:
             if mirrored:
                 table[:, [1, 3]] = 1 - table[:, [3, 1]]
             boxes[name] = table
-        logits = maps = None
+        levels = maps = None
         if "study" in self.stages:
             model = self.stages["study"].model
             with torch.no_grad(), self.autocast():  # not inference mode: the heat map needs gradients from the maps on
                 maps = model.backbone(normalise(self.pixels(film, "study")))[-1]
-                logits = model.head(maps.mean(dim=(2, 3)))[0].float().cpu().numpy().astype(np.float64)
-        return Seen(rows, columns, boxes, logits, maps, picture)
+                said = probabilities(model.head(maps.mean(dim=(2, 3))).float())
+                if self.stages["study"].config.flips:
+                    said = (said + probabilities(model.predict(self.pixels(film, "study").flip(-1)).float())) / 2
+                levels = said[0].cpu().numpy().astype(np.float64)
+        return Seen(rows, columns, boxes, levels, maps, picture)
 
-    def boxes(self, seen: list[Seen]) -> pd.DataFrame:
-        """The detections table of films, their place in `seen` for an image_id, with the ensemble's boxes."""
-        parts = []
+    def combined(self, seen: list[Seen]) -> tuple[pd.DataFrame, Combined]:
+        """The detections table of one study's films, their place in `seen` for an image_id, with the ensemble's boxes
+        where there is an ensemble; and what all models say together."""
+        parts, rows = [pd.DataFrame(columns=COLUMNS)], []
         for number, film in enumerate(seen):
             for name, values in film.boxes.items():
                 part = pd.DataFrame(values, columns=COLUMNS[2:])
                 part.insert(0, "model", name)
                 part.insert(0, "image_id", number)
                 parts.append(part)
-        table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=COLUMNS)
-        if not self.voices:
-            return table
-        # A detector without any box would count as absent and the other's scores would not be scaled down. In the
-        # kernel, with all its films, none is; a film that does not exist stands in for the others here.
-        others = pd.DataFrame([(-1, name, 1.0, 0.0, 0.0, 1.0, 1.0) for name in self.voices], columns=COLUMNS)
-        fusion = self.preset.fusion
-        fused = fuse(
-            pd.concat([others, table], ignore_index=True),
-            list(self.voices),
-            weights=list(self.voices.values()),
-            iou=fusion.iou,
-            nms_iou=fusion.nms_iou,
-            max_boxes=fusion.max_boxes,
-        )
-        return pd.concat([table, fused[fused["image_id"] >= 0]], ignore_index=True)
+            if film.levels is not None:
+                rows.append(
+                    {"image_id": number, "study_id": "", **dict(zip((*LEVELS, "none"), film.levels, strict=False))}
+                )
+        numbers = list(range(len(seen)))
+        films = pd.DataFrame({"image_id": numbers, "study_id": ""})
+        table = pd.concat(parts[1:] or parts, ignore_index=True)
+        said = Said(films, table, dict.fromkeys(self.voices, numbers))
+        answer = combine(replace(said, levels=pd.DataFrame(rows)) if rows else said, self.preset)
+        if ENSEMBLE in self.choices:
+            table = pd.concat([table, answer.detections], ignore_index=True)
+        return table, answer
 
     def heat(self, film: Seen, level: int) -> str:
         """The heat map of a level as a data: address."""
@@ -222,11 +222,6 @@ def shrink(film: np.ndarray) -> bytes:
 def as_address(kind: str, data: bytes) -> str:
     """Bytes as a data: address."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max())
-    return powers / powers.sum()
 
 
 def _named(probabilities: np.ndarray | None) -> dict[str, float] | None:

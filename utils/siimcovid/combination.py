@@ -1,0 +1,325 @@
+"""The numbers by which answers are combined, fitted on films that the models did not see.
+
+In: a `Said` of out-of-fold predictions (crossval.py), the index with the truth of these films, and the fold of each.
+Out: the overrides of a preset, `fusion.…` and `crosstalk.…`, and a table of what each item was worth.
+
+Items are fitted one after the other, each on top of those that were kept. To tell whether an item helps it is fitted
+without each fold in turn and tried on that fold, so no number is judged by films that it was fitted on; an item that
+does not raise the mean of the six classes is left off. Only what is kept is fitted on all films in the end.
+
+    calibration   each detector's scores by the odds that its boxes are hits: a logistic regression (Platt 1999)
+    fusion        the detectors' weights, the IoU of fusion and that of suppression, a search one after the other
+    none          a logistic regression on the detectors' highest scores and the study model's outputs
+    levels        a logistic regression on the study model's levels and the fused boxes
+    negative      the share of `none` in `negative`, a search
+    opacity       the exponents of `none` and of `negative` by which boxes are rescored, a search
+"""
+
+import itertools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.linear_model import LogisticRegression
+
+from siimcovid import CLASSES, LEVELS, weights
+from siimcovid.combine import (
+    Combined,
+    Said,
+    combine,
+    ensemble,
+    family,
+    film_none,
+    level_evidence,
+    logits,
+    none_evidence,
+    regraded,
+    rescored,
+)
+from siimcovid.errors import InputError
+from siimcovid.files import write_json
+from siimcovid.metric import Matches, area, average_precision, falling, match
+from siimcovid.overrides import override
+from siimcovid.predict import study_levels
+from siimcovid.presets import Preset
+
+#: The file of fitted numbers in a weights folder: overrides of the preset, as JSON.
+FILE = "combination.json"
+
+CORNERS = ["x1", "y1", "x2", "y2"]
+
+#: What the searches try.
+WEIGHTS = (0.25, 0.5, 0.7, 1.0, 1.5, 2.0, 4.0)
+IOUS = (0.4, 0.45, 0.5, 0.55, 0.6, 0.65)
+NMS_IOUS = (0.3, 0.4, 0.5, 0.6)
+EXPONENTS = (0.0, 0.15, 0.3, 0.5, 0.75, 1.0)
+SHARES = (0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0)
+
+#: Inverse strength of the penalty of the logistic regressions: few films against a handful of numbers.
+PENALTY = 0.3
+
+
+def class_scores(answer: Combined, images: pd.DataFrame) -> dict[str, float]:
+    """Average precision of each of CLASSES, nan for a class without truth, and the "mean" of the others.
+
+    images: the index's rows of the films answered, with their true boxes and levels. The competition's metric
+    (metric.py), on tables in place of files.
+    """
+    studies = images.drop_duplicates("study_id").set_index("study_id")["level"]
+    truth = studies.reindex(answer.levels["study_id"]).to_numpy()
+    scores = {name: _ranked(answer.levels[name].to_numpy(), truth == name) for name in LEVELS}
+    none = images.set_index("image_id")["boxes"].map(len).reindex(answer.none.index) == 0
+    scores["none"] = _ranked(answer.none.to_numpy(), none.to_numpy())
+    scores["opacity"] = opacity_score(answer.detections, images)
+    scores = {name: scores[name] for name in CLASSES}
+    known = [value for value in scores.values() if not np.isnan(value)]
+    return {**scores, "mean": float(np.mean(known)) if known else float("nan")}
+
+
+def opacity_score(boxes: pd.DataFrame, images: pd.DataFrame) -> float:
+    """Average precision of boxes on films of the index; false positives on clear films count."""
+    return average_precision(*_against(boxes, images))
+
+
+def _against(boxes: pd.DataFrame, images: pd.DataFrame) -> tuple[np.ndarray, ...]:
+    """The arguments of metric.match: films' numbers, scores and corners, and those of the truth."""
+    number = {name: k for k, name in enumerate(images["image_id"])}
+    true = [np.asarray(b, float).reshape(-1, 4) for b in images["boxes"]]
+    rows = np.repeat(np.arange(len(images)), [len(b) for b in true])
+    found = boxes["image_id"].map(number).to_numpy(dtype=float)
+    found, boxes = found[~np.isnan(found)].astype(int), boxes[~np.isnan(found)]
+    return (
+        found,
+        boxes["score"].to_numpy(float),
+        boxes[CORNERS].to_numpy(float),
+        rows,
+        np.concatenate([*true, np.empty((0, 4))]),
+    )
+
+
+def _ranked(confidence: np.ndarray, true: np.ndarray) -> float:
+    order = falling(confidence)
+    return area(Matches(confidence[order], true[order], int(true.sum())))
+
+
+def fit_calibration(said: Said, images: pd.DataFrame, preset: Preset) -> dict[str, Any]:
+    """Slope and intercept of each detector's logits, by whether a box is a hit; 1 and 0 where it had no hit or miss."""
+    numbers: list[float] = []
+    for detector in preset.fusion.detectors:
+        scores, hits = [], []
+        for voice in (voice for voice in said.seen if family(voice) == detector):
+            matches = match(*_against(said.detections[said.detections["model"] == voice], images))
+            scores.append(matches.confidence)
+            hits.append(matches.hit)
+        score, hit = (np.concatenate([*parts, []]) for parts in (scores, hits))
+        if hit.min(initial=1) == hit.max(initial=0):
+            numbers += [1.0, 0.0]
+            continue
+        model = LogisticRegression(C=PENALTY * 100).fit(logits(score)[:, None], hit.astype(bool))
+        numbers += [max(0.05, float(model.coef_[0, 0])), float(model.intercept_[0])]
+    return {"fusion.calibration": _rounded(numbers)}
+
+
+def fit_fusion(said: Said, images: pd.DataFrame, preset: Preset) -> dict[str, Any]:
+    """The detectors' weights, the IoU of fusion and of suppression: two rounds of searching one after the other."""
+    chosen: dict[str, Any] = {}
+    best = opacity_score(ensemble(said, preset.fusion), images)
+
+    def try_all(candidates: list[dict[str, Any]]) -> None:
+        nonlocal chosen, best
+        for candidate in candidates:
+            changed = override(preset, {**chosen, **candidate})
+            score = opacity_score(ensemble(said, changed.fusion), images)
+            if score > best + 1e-6:
+                best, chosen = score, {**chosen, **candidate}
+
+    detectors = len(preset.fusion.detectors)
+    for _ in range(2):
+        for place in range(1, detectors):  # the first one's weight is the unit
+            base = list(chosen.get("fusion.weights", preset.fusion.weights))
+            base = [value / base[0] for value in base]
+            try_all([{"fusion.weights": [*base[:place], value, *base[place + 1 :]]} for value in WEIGHTS])
+        try_all([{"fusion.iou": value} for value in IOUS])
+        try_all([{"fusion.nms_iou": value} for value in NMS_IOUS])
+    return chosen
+
+
+def fit_none(said: Said, images: pd.DataFrame, preset: Preset) -> dict[str, Any]:
+    """The logistic regression of `combine.film_none`, on the films of which every model said something."""
+    evidence = none_evidence(said, preset.fusion)
+    used = [name for name in evidence if evidence[name].notna().any()]
+    rows = evidence[used].dropna()
+    empty = images.set_index("image_id")["boxes"].map(len).reindex(rows.index) == 0
+    if rows.empty or empty.nunique() < 2:
+        return {}
+    model = LogisticRegression(C=PENALTY).fit(rows.to_numpy(), empty.to_numpy())
+    weight = dict(zip(used, model.coef_[0], strict=True))
+    return {"crosstalk.none": _rounded([model.intercept_[0], *(weight.get(name, 0.0) for name in evidence)])}
+
+
+def fit_levels(said: Said, images: pd.DataFrame, preset: Preset) -> dict[str, Any]:
+    """The logistic regression of `combine.regraded`."""
+    boxes = ensemble(said, preset.fusion)
+    none = film_none(said, boxes, preset)
+    evidence = level_evidence(study_levels(said.levels), boxes, none, said).dropna()
+    truth = images.drop_duplicates("study_id").set_index("study_id")["level"].reindex(evidence.index)
+    if evidence.empty or set(truth) != set(LEVELS):
+        return {}
+    model = LogisticRegression(C=PENALTY, max_iter=2000).fit(evidence.to_numpy(), truth.to_numpy())
+    rows = {name: [b, *w] for name, b, w in zip(model.classes_, model.intercept_, model.coef_, strict=True)}
+    return {"crosstalk.levels": _rounded([value for name in LEVELS for value in rows[name]])}
+
+
+def fit_negative(said: Said, images: pd.DataFrame, preset: Preset) -> dict[str, Any]:
+    """The share of `none` in `negative` that makes the levels' mean average precision highest."""
+    boxes = ensemble(said, preset.fusion)
+    none = film_none(said, boxes, preset)
+    levels = study_levels(said.levels)
+    truth = images.drop_duplicates("study_id").set_index("study_id")["level"].reindex(levels["study_id"]).to_numpy()
+
+    def score(changes: dict[str, Any]) -> float:
+        graded = regraded(levels, boxes, none, said, override(preset, changes).crosstalk)
+        return float(np.nanmean([_ranked(graded[name].to_numpy(), truth == name) for name in LEVELS]))
+
+    return _best([{"crosstalk.negative_none": share} for share in SHARES], score)
+
+
+def fit_opacity(said: Said, images: pd.DataFrame, preset: Preset) -> dict[str, Any]:
+    """The exponents by which boxes are rescored."""
+    boxes = ensemble(said, preset.fusion)
+    none = film_none(said, boxes, preset)
+    candidates = [
+        {"crosstalk.opacity_none": a, "crosstalk.opacity_negative": b}
+        for a, b in itertools.product(EXPONENTS, EXPONENTS)
+    ]
+    return _best(
+        candidates, lambda c: opacity_score(rescored(boxes, none, said, override(preset, c).crosstalk), images)
+    )
+
+
+def _best(candidates: list[dict[str, Any]], score: Callable[[dict[str, Any]], float]) -> dict[str, Any]:
+    """The candidate with the highest score, the first among equals."""
+    scores = [score(candidate) for candidate in candidates]
+    return candidates[int(np.nanargmax(scores))] if np.isfinite(scores).any() else {}
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [round(float(value), 4) for value in values]
+
+
+Fit = Callable[[Said, pd.DataFrame, Preset], dict[str, Any]]
+
+#: What is fitted, in this order: each stands on those before it.
+ITEMS: dict[str, Fit] = {
+    "calibration": fit_calibration,
+    "fusion": fit_fusion,
+    "none": fit_none,
+    "levels": fit_levels,
+    "negative": fit_negative,
+    "opacity": fit_opacity,
+}
+
+
+def part(said: Said, image_ids: set[str]) -> Said:
+    """What was said of some of the films."""
+
+    def of(table: pd.DataFrame) -> pd.DataFrame:
+        return table[table["image_id"].isin(image_ids)]
+
+    seen = {voice: [film for film in films if film in image_ids] for voice, films in said.seen.items()}
+    return Said(of(said.films), of(said.detections), seen, of(said.levels))
+
+
+def join(answers: Sequence[Combined]) -> Combined:
+    """Answers to different films as one."""
+    return Combined(
+        pd.concat([answer.detections for answer in answers], ignore_index=True),
+        pd.concat([answer.none for answer in answers]),
+        pd.concat([answer.levels for answer in answers], ignore_index=True),
+    )
+
+
+def fit(
+    said: Said, images: pd.DataFrame, folds: Mapping[str, int], preset: Preset, items: Sequence[str] = tuple(ITEMS)
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Fit a preset's combination on out-of-fold predictions.
+
+    Args:
+        said: of every film by models that did not see its patient.
+        images: the index's rows of these films.
+        folds: image id -> the fold that held it out.
+        preset: where to start from; what no item sets stays.
+        items: of ITEMS, in its order.
+
+    Returns:
+        The overrides, and a table with a row for the preset as it came and for each item: average precisions of films
+        that the numbers were not fitted on, "gain" in the mean, and "kept".
+
+    Raises:
+        InputError: fewer than two folds, or an unknown item.
+    """
+    if unknown := set(items) - set(ITEMS):
+        raise InputError(f"no item {', '.join(sorted(unknown))} to fit; choose of {', '.join(ITEMS)}")
+    numbers = sorted({folds[name] for name in said.films["image_id"]})
+    if len(numbers) < 2:
+        raise InputError("a combination is fitted without each fold in turn: it needs films of at least two folds")
+    held_out = {k: {name for name in said.films["image_id"] if folds[name] == k} for k in numbers}
+    every = set(said.films["image_id"])
+    test = {k: part(said, films) for k, films in held_out.items()}
+    rest = {k: part(said, every - films) for k, films in held_out.items()}
+    images = images[images["image_id"].isin(every)]
+
+    fitted: dict[int, dict[str, Any]] = {k: {} for k in numbers}  # without that fold
+    whole: dict[str, Any] = {}
+
+    def scores(of_fold: Mapping[int, Mapping[str, Any]]) -> dict[str, float]:
+        return class_scores(join([combine(test[k], override(preset, of_fold[k])) for k in numbers]), images)
+
+    before = scores(fitted)
+    rows = [{"item": "as it came", **before, "gain": np.nan, "kept": True}]
+    for item in (item for item in ITEMS if item in items):
+        candidate = {
+            k: {
+                **fitted[k],
+                **ITEMS[item](rest[k], images[~images["image_id"].isin(held_out[k])], override(preset, fitted[k])),
+            }
+            for k in numbers
+        }
+        after = scores(candidate)
+        gain = after["mean"] - before["mean"]
+        rows.append({"item": item, **after, "gain": gain, "kept": bool(gain > 0)})
+        if gain > 0:
+            fitted, before = candidate, after
+            whole |= ITEMS[item](said, images, override(preset, whole))
+    return whole, pd.DataFrame(rows).set_index("item")
+
+
+def write(folder: Path, overrides: Mapping[str, Any], preset: Preset, data: str) -> Path:
+    """Write the fitted numbers into a weights folder and enter them into its manifest."""
+    path = Path(folder) / FILE
+    write_json(path, dict(overrides))
+    weights.register(
+        path,
+        stage="combination",
+        architecture=", ".join(preset.fusion.detectors),
+        source=f"fitted by siimcovid on out-of-fold predictions of {data}",
+        licence="GPL-3.0",
+        preset=preset.name,
+    )
+    return path
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The fitted numbers of a weights folder, {} where it has none. Raises InputError where they are damaged."""
+    if FILE not in weights.read_manifest(folder):
+        return {}
+    try:
+        numbers = json.loads(weights.verified(folder, FILE).read_text(encoding="utf-8"))
+        if not all(key.startswith(("fusion.", "crosstalk.")) for key in numbers):
+            raise ValueError("it sets other than fusion and crosstalk")
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{folder}/{FILE} is damaged ({error}); fit it again with `siimcovid combine`") from None
+    return numbers

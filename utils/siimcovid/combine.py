@@ -1,0 +1,255 @@
+"""What all models said of the same films becomes one answer: fused boxes, a confidence in `none`, the levels.
+
+In: a `Said`, the tables that predict.py makes. Out: a `Combined`, what submission.py writes. All numbers come from the
+preset, where `fusion` says how boxes become an ensemble's and `crosstalk` what the study model and the detectors tell
+each other; combination.py fits them on films that the models did not see. With the plain preset nothing crosses: the
+boxes are fused, `none` is 1 - the highest score, and the levels are the study model's.
+
+A voice is one look of one model: "rcnn", "rcnn_flip" on mirrored films, "rcnn.1" another member of a fold ensemble.
+"""
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit, logit, softmax
+
+from siimcovid import LEVELS
+from siimcovid.errors import InputError
+from siimcovid.fuse import COLUMNS, ENSEMBLE, fuse, none_confidence
+from siimcovid.predict import study_levels
+from siimcovid.presets import CrosstalkConfig, FusionConfig, Preset
+
+#: Probabilities are kept this far from 0 and 1 before their logit is taken.
+EDGE = 1e-4
+
+#: What the study model says of a film beside the four levels, where it has the output.
+NONE = "none"
+
+#: Columns of `level_evidence` beside the four levels.
+BOX_EVIDENCE = ("surer side", "other side", "none")
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the models said of films, each for itself."""
+
+    films: pd.DataFrame  # image_id and study_id of all films that are to be answered
+    detections: pd.DataFrame  # of all voices, as predict.py makes them
+    seen: Mapping[str, Collection[str]]  # voice -> image ids of the films that it looked at, without a box too
+    levels: pd.DataFrame = field(  # a row per film: image_id, study_id, LEVELS and, from some models, `none`
+        default_factory=lambda: pd.DataFrame(columns=["image_id", "study_id", *LEVELS])
+    )
+
+
+@dataclass(frozen=True)
+class Combined:
+    """One answer."""
+
+    detections: pd.DataFrame  # of the model "ensemble"
+    none: pd.Series  # image_id -> confidence in [0, 1] that there is no opacity, of the films that a detector looked at
+    levels: pd.DataFrame  # study_id and LEVELS, which add up to 1
+
+
+def family(voice: str) -> str:
+    """The detector that a voice belongs to: "rcnn" of "rcnn", "rcnn_flip", "rcnn.1" and "rcnn.1_flip"."""
+    return re.sub(r"(\.\d+)?(_flip)?$", "", voice)
+
+
+def combine(said: Said, preset: Preset) -> Combined:
+    """Combine by a preset; where a model that cross-talk needs said nothing, that part of it is left out."""
+    boxes = ensemble(said, preset.fusion)
+    none = film_none(said, boxes, preset)
+    levels = study_levels(said.levels)
+    return Combined(
+        rescored(boxes, none, said, preset.crosstalk), none, regraded(levels, boxes, none, said, preset.crosstalk)
+    )
+
+
+def of_detectors(values: tuple[float, ...], fusion: FusionConfig, each: int, name: str) -> dict[str, tuple]:
+    """detector -> its `each` of the values, which stand in the order of `fusion.detectors`.
+
+    Raises InputError where there are not so many."""
+    if len(values) != each * len(fusion.detectors):
+        raise InputError(
+            f"{name} has {len(values)} numbers; it needs {each} for each of the detectors {', '.join(fusion.detectors)}"
+        )
+    return {d: tuple(values[each * k : each * (k + 1)]) for k, d in enumerate(fusion.detectors)}
+
+
+def calibrated(detections: pd.DataFrame, fusion: FusionConfig) -> pd.DataFrame:
+    """The detections with scores sigmoid(slope * logit(score) + intercept), by each detector's two numbers (Platt 1999,
+    Probabilistic outputs for support vector machines); as they are without `fusion.calibration`."""
+    if not fusion.calibration or detections.empty:
+        return detections
+    numbers = of_detectors(fusion.calibration, fusion, 2, "fusion.calibration")
+    scores = detections["score"].to_numpy(dtype=float).copy()
+    model = detections["model"].to_numpy()
+    for voice in pd.unique(detections["model"]):
+        if family(voice) in numbers:
+            slope, intercept = numbers[family(voice)]
+            scores[model == voice] = expit(slope * logits(scores[model == voice]) + intercept)
+    return detections.assign(score=scores)
+
+
+def logits(probabilities: np.ndarray | pd.Series) -> np.ndarray:
+    """Logits of probabilities, which are first brought into [EDGE, 1 - EDGE]."""
+    return logit(np.clip(np.asarray(probabilities, dtype=float), EDGE, 1 - EDGE))
+
+
+def ensemble(said: Said, fusion: FusionConfig) -> pd.DataFrame:
+    """The ensemble's boxes: films that the same voices looked at are fused together, each voice with the weight of its
+    detector. Detectors that `fusion.detectors` does not name are not heard."""
+    weight = {d: w for d, (w,) in of_detectors(fusion.weights, fusion, 1, "fusion.weights").items()}
+    seen = {voice: set(films) for voice, films in said.seen.items() if family(voice) in weight}
+    order = {d: k for k, d in enumerate(fusion.detectors)}
+    voices = sorted(seen, key=lambda voice: (voice.endswith("_flip"), order[family(voice)], voice))
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for film in said.films["image_id"]:
+        groups.setdefault(tuple(voice for voice in voices if film in seen[voice]), []).append(film)
+    groups.pop((), None)
+    found = calibrated(said.detections, fusion)
+    parts = []
+    for heard, films in groups.items():
+        table = found if len(groups) == 1 else found[found["image_id"].isin(films)]
+        parts.append(
+            fuse(
+                table,
+                heard,
+                weights=[weight[family(voice)] for voice in heard],
+                iou=fusion.iou,
+                nms_iou=fusion.nms_iou,
+                max_boxes=fusion.max_boxes,
+            )
+        )
+    if not parts:
+        return pd.DataFrame(columns=COLUMNS).astype(dict.fromkeys(COLUMNS[2:], float))
+    fused = pd.concat(parts, ignore_index=True)
+    return fused if len(parts) == 1 else fused.sort_values("image_id", kind="stable", ignore_index=True)
+
+
+def none_evidence(said: Said, fusion: FusionConfig) -> pd.DataFrame:
+    """A row per film, by image_id, of logits that it has no opacity; nan where a model said nothing of it.
+
+    Columns: each of fusion.detectors, 1 - the mean over its voices of their highest (calibrated) scores; "negative" and
+    "none", the study model's.
+    """
+    ids = said.films["image_id"].tolist()
+    found = calibrated(said.detections, fusion)
+    highest = found.groupby(["model", "image_id"])["score"].max()
+    columns = {}
+    for detector in fusion.detectors:
+        looks = []
+        for voice in sorted(voice for voice in said.seen if family(voice) == detector):
+            of_voice = highest.loc[voice] if voice in highest.index.get_level_values(0) else pd.Series(dtype=float)
+            looks.append(of_voice.reindex(list(said.seen[voice]), fill_value=0.0).reindex(ids))
+        mean = pd.concat(looks, axis=1).mean(axis=1) if looks else pd.Series(np.nan, index=ids)
+        columns[detector] = logits(1 - mean)
+    by_film = said.levels.set_index("image_id")
+    for name in ("negative", NONE):
+        values = by_film[name].reindex(ids).astype(float) if name in by_film else pd.Series(np.nan, index=ids)
+        columns[name] = logits(values)
+    return pd.DataFrame(columns, index=pd.Index(ids, name="image_id"))
+
+
+def film_none(said: Said, boxes: pd.DataFrame, preset: Preset) -> pd.Series:
+    """Confidence that a film has no opacity, of the films that a detector looked at.
+
+    With `crosstalk.none` the logistic regression on `none_evidence`; for a film of which one of its models said
+    nothing, and without it, 1 - the highest score of the ensemble's `boxes`.
+    """
+    voices = [voice for voice in said.seen if family(voice) in preset.fusion.detectors]
+    looked = {film for voice in voices for film in said.seen[voice]}
+    plain = none_confidence(boxes, [film for film in said.films["image_id"] if film in looked])
+    if not preset.crosstalk.none:
+        return plain
+    evidence = none_evidence(said, preset.fusion)
+    intercept, *weights = preset.crosstalk.none
+    if len(weights) != evidence.shape[1]:
+        raise InputError(
+            f"crosstalk.none has {len(weights) + 1} numbers; it needs an intercept and a weight for each of "
+            f"{', '.join(evidence)}"
+        )
+    used = [name for name, weight in zip(evidence, weights, strict=True) if weight]
+    total = evidence[used].to_numpy() @ np.array([weight for weight in weights if weight]) + intercept
+    learned = pd.Series(expit(total), index=evidence.index).reindex(plain.index)
+    return learned.fillna(plain).rename(plain.name)
+
+
+def rescored(boxes: pd.DataFrame, none: pd.Series, said: Said, crosstalk: CrosstalkConfig) -> pd.DataFrame:
+    """The boxes with scores times (1 - none) ** opacity_none times (1 - negative) ** opacity_negative of their film.
+
+    A film without a study model's levels, or without `none`, keeps that factor at 1.
+    """
+    if boxes.empty or not (crosstalk.opacity_none or crosstalk.opacity_negative):
+        return boxes
+    negative = said.levels.set_index("image_id")["negative"].astype(float)
+    factor = (1 - none.reindex(boxes["image_id"])).fillna(1.0).to_numpy().clip(EDGE) ** crosstalk.opacity_none
+    doubt = (1 - negative.reindex(boxes["image_id"])).fillna(1.0).to_numpy().clip(EDGE)
+    scores = boxes["score"].to_numpy() * factor * doubt**crosstalk.opacity_negative
+    changed = boxes.assign(score=scores)
+    return changed.sort_values(["image_id", "score"], ascending=[True, False], kind="stable", ignore_index=True)
+
+
+def level_evidence(levels: pd.DataFrame, boxes: pd.DataFrame, none: pd.Series, said: Said) -> pd.DataFrame:
+    """A row per study, by study_id: log probabilities of the four levels, and logits of BOX_EVIDENCE.
+
+    "surer side" and "other side" are the highest scores of the ensemble's boxes whose centre lies in the one and in the
+    other half of the film, the higher one first: typical studies nearly always have a box in each lung, indeterminate
+    ones mostly in one. "none" is the mean over the study's films; the sides are those of its surest film. nan where no
+    detector looked at any of its films.
+    """
+    table = levels.set_index("study_id")
+    study_of = said.films.set_index("image_id")["study_id"]
+    left = (boxes["x1"] + boxes["x2"]) < 1
+    sides = pd.DataFrame(
+        {
+            side: boxes[mask].groupby("image_id")["score"].max().reindex(none.index, fill_value=0.0)
+            for side, mask in (("left", left), ("right", ~left))
+        }
+    )
+    films = pd.DataFrame(
+        {"surer side": sides.max(axis=1), "other side": sides.min(axis=1), "none": none, "study_id": study_of}
+    ).dropna()
+    surest = films.sort_values("surer side", kind="stable").groupby("study_id").tail(1).set_index("study_id")
+    evidence = pd.DataFrame({name: np.log(np.clip(table[name], EDGE, 1)) for name in LEVELS}, index=table.index)
+    for name in BOX_EVIDENCE:
+        column = films.groupby("study_id")["none"].mean() if name == "none" else surest[name]
+        evidence[name] = logits(column.reindex(table.index))
+    return evidence
+
+
+def regraded(
+    levels: pd.DataFrame, boxes: pd.DataFrame, none: pd.Series, said: Said, crosstalk: CrosstalkConfig
+) -> pd.DataFrame:
+    """The studies' levels after the detectors were heard; studies that no detector looked at keep theirs.
+
+    With `crosstalk.levels`, a logistic regression on `level_evidence`. Then `negative` becomes its geometric mean with
+    the study's `none`, which has the share negative_none.
+    """
+    if levels.empty or none.empty or not (crosstalk.levels or crosstalk.negative_none):
+        return levels
+    evidence = level_evidence(levels, boxes, none, said)
+    values = levels[list(LEVELS)].to_numpy(dtype=float)
+    heard = evidence.notna().all(axis=1).to_numpy()
+    if crosstalk.levels:
+        if len(crosstalk.levels) != len(LEVELS) * (1 + evidence.shape[1]):
+            raise InputError(
+                f"crosstalk.levels has {len(crosstalk.levels)} numbers; it needs an intercept and a weight for each of "
+                f"{', '.join(evidence)}, for each of {', '.join(LEVELS)}"
+            )
+        weights = np.array(crosstalk.levels).reshape(len(LEVELS), -1)
+        learned = softmax(evidence.to_numpy() @ weights[:, 1:].T + weights[:, 0], axis=1)
+        values = np.where(heard[:, None], learned, values)
+    share = crosstalk.negative_none
+    study_none = expit(evidence["none"].to_numpy())
+    negative = np.clip(values[:, 0], EDGE, 1) ** (1 - share) * np.clip(study_none, EDGE, 1) ** share
+    values[:, 0] = np.where(heard, negative, values[:, 0])
+    rest = values[:, 1:].sum(axis=1, keepdims=True)
+    values[:, 1:] *= np.where(rest > 0, (1 - values[:, :1]) / np.maximum(rest, EDGE), 0)
+    return levels.assign(**dict(zip(LEVELS, values.T, strict=True)))
+
+
+__all__ = ["ENSEMBLE", "Combined", "Said", "combine"]
