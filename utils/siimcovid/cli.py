@@ -20,6 +20,8 @@ VERBS = {
     "train": "train one stage",
     "search": "train a stage with many settings and compare them",
     "crossval": "train on all folds but one in turn and score the films left out",
+    "combine": "fit on a cross-validation how answers are combined",
+    "ablate": "compare the system with each of its parts off and on",
     "validate": "check a submission's format",
     "board": "show a run's scoreboard",
     "report": "write a page of a run's figures, tables and films",

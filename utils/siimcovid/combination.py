@@ -10,7 +10,6 @@ does not raise the mean of the six classes is left off. Only what is kept is fit
     calibration   each detector's scores by the odds that its boxes are hits: a logistic regression (Platt 1999)
     fusion        the detectors' weights, the IoU of fusion and that of suppression, a search one after the other
     none          a logistic regression on the detectors' highest scores and the study model's outputs
-    levels        a logistic regression on the study model's levels and the fused boxes
     negative      the share of `none` in `negative`, a search
     opacity       the exponents of `none` and of `negative` by which boxes are rescored, a search
 """
@@ -33,7 +32,6 @@ from siimcovid.combine import (
     ensemble,
     family,
     film_none,
-    level_evidence,
     logits,
     none_evidence,
     regraded,
@@ -115,7 +113,7 @@ def fit_calibration(said: Said, images: pd.DataFrame, preset: Preset) -> dict[st
             scores.append(matches.confidence)
             hits.append(matches.hit)
         score, hit = (np.concatenate([*parts, []]) for parts in (scores, hits))
-        if hit.min(initial=1) == hit.max(initial=0):
+        if hit.all() or not hit.any():
             numbers += [1.0, 0.0]
             continue
         model = LogisticRegression(C=PENALTY * 100).fit(logits(score)[:, None], hit.astype(bool))
@@ -160,19 +158,6 @@ def fit_none(said: Said, images: pd.DataFrame, preset: Preset) -> dict[str, Any]
     return {"crosstalk.none": _rounded([model.intercept_[0], *(weight.get(name, 0.0) for name in evidence)])}
 
 
-def fit_levels(said: Said, images: pd.DataFrame, preset: Preset) -> dict[str, Any]:
-    """The logistic regression of `combine.regraded`."""
-    boxes = ensemble(said, preset.fusion)
-    none = film_none(said, boxes, preset)
-    evidence = level_evidence(study_levels(said.levels), boxes, none, said).dropna()
-    truth = images.drop_duplicates("study_id").set_index("study_id")["level"].reindex(evidence.index)
-    if evidence.empty or set(truth) != set(LEVELS):
-        return {}
-    model = LogisticRegression(C=PENALTY, max_iter=2000).fit(evidence.to_numpy(), truth.to_numpy())
-    rows = {name: [b, *w] for name, b, w in zip(model.classes_, model.intercept_, model.coef_, strict=True)}
-    return {"crosstalk.levels": _rounded([value for name in LEVELS for value in rows[name]])}
-
-
 def fit_negative(said: Said, images: pd.DataFrame, preset: Preset) -> dict[str, Any]:
     """The share of `none` in `negative` that makes the levels' mean average precision highest."""
     boxes = ensemble(said, preset.fusion)
@@ -181,7 +166,7 @@ def fit_negative(said: Said, images: pd.DataFrame, preset: Preset) -> dict[str, 
     truth = images.drop_duplicates("study_id").set_index("study_id")["level"].reindex(levels["study_id"]).to_numpy()
 
     def score(changes: dict[str, Any]) -> float:
-        graded = regraded(levels, boxes, none, said, override(preset, changes).crosstalk)
+        graded = regraded(levels, none, said, override(preset, changes).crosstalk)
         return float(np.nanmean([_ranked(graded[name].to_numpy(), truth == name) for name in LEVELS]))
 
     return _best([{"crosstalk.negative_none": share} for share in SHARES], score)
@@ -217,7 +202,6 @@ ITEMS: dict[str, Fit] = {
     "calibration": fit_calibration,
     "fusion": fit_fusion,
     "none": fit_none,
-    "levels": fit_levels,
     "negative": fit_negative,
     "opacity": fit_opacity,
 }

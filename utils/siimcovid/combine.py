@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-from scipy.special import expit, logit, softmax
+from scipy.special import expit, logit
 
 from siimcovid import LEVELS
 from siimcovid.errors import InputError
-from siimcovid.fuse import COLUMNS, ENSEMBLE, fuse, none_confidence
+from siimcovid.fuse import COLUMNS, fuse, none_confidence
 from siimcovid.predict import study_levels
 from siimcovid.presets import CrosstalkConfig, FusionConfig, Preset
 
@@ -27,9 +27,6 @@ EDGE = 1e-4
 
 #: What the study model says of a film beside the four levels, where it has the output.
 NONE = "none"
-
-#: Columns of `level_evidence` beside the four levels.
-BOX_EVIDENCE = ("surer side", "other side", "none")
 
 
 @dataclass(frozen=True)
@@ -63,9 +60,7 @@ def combine(said: Said, preset: Preset) -> Combined:
     boxes = ensemble(said, preset.fusion)
     none = film_none(said, boxes, preset)
     levels = study_levels(said.levels)
-    return Combined(
-        rescored(boxes, none, said, preset.crosstalk), none, regraded(levels, boxes, none, said, preset.crosstalk)
-    )
+    return Combined(rescored(boxes, none, said, preset.crosstalk), none, regraded(levels, none, said, preset.crosstalk))
 
 
 def of_detectors(values: tuple[float, ...], fusion: FusionConfig, each: int, name: str) -> dict[str, tuple]:
@@ -131,10 +126,10 @@ def ensemble(said: Said, fusion: FusionConfig) -> pd.DataFrame:
 
 
 def none_evidence(said: Said, fusion: FusionConfig) -> pd.DataFrame:
-    """A row per film, by image_id, of logits that it has no opacity; nan where a model said nothing of it.
+    """A row per film, by image_id, of logits that it has no opacity; nan where nobody said anything of it.
 
-    Columns: each of fusion.detectors, 1 - the mean over its voices of their highest (calibrated) scores; "negative" and
-    "none", the study model's.
+    Columns: each of fusion.detectors, 1 - the mean over its voices of their highest (calibrated) scores, the others'
+    mean where it did not look; "negative" and "none", the study model's.
     """
     ids = said.films["image_id"].tolist()
     found = calibrated(said.detections, fusion)
@@ -151,7 +146,10 @@ def none_evidence(said: Said, fusion: FusionConfig) -> pd.DataFrame:
     for name in ("negative", NONE):
         values = by_film[name].reindex(ids).astype(float) if name in by_film else pd.Series(np.nan, index=ids)
         columns[name] = logits(values)
-    return pd.DataFrame(columns, index=pd.Index(ids, name="image_id"))
+    evidence = pd.DataFrame(columns, index=pd.Index(ids, name="image_id"))
+    names = list(fusion.detectors)
+    evidence[names] = evidence[names].apply(lambda column: column.fillna(evidence[names].mean(axis=1)))
+    return evidence
 
 
 def film_none(said: Said, boxes: pd.DataFrame, preset: Preset) -> pd.Series:
@@ -193,63 +191,21 @@ def rescored(boxes: pd.DataFrame, none: pd.Series, said: Said, crosstalk: Crosst
     return changed.sort_values(["image_id", "score"], ascending=[True, False], kind="stable", ignore_index=True)
 
 
-def level_evidence(levels: pd.DataFrame, boxes: pd.DataFrame, none: pd.Series, said: Said) -> pd.DataFrame:
-    """A row per study, by study_id: log probabilities of the four levels, and logits of BOX_EVIDENCE.
-
-    "surer side" and "other side" are the highest scores of the ensemble's boxes whose centre lies in the one and in the
-    other half of the film, the higher one first: typical studies nearly always have a box in each lung, indeterminate
-    ones mostly in one. "none" is the mean over the study's films; the sides are those of its surest film. nan where no
-    detector looked at any of its films.
-    """
-    table = levels.set_index("study_id")
-    study_of = said.films.set_index("image_id")["study_id"]
-    left = (boxes["x1"] + boxes["x2"]) < 1
-    sides = pd.DataFrame(
-        {
-            side: boxes[mask].groupby("image_id")["score"].max().reindex(none.index, fill_value=0.0)
-            for side, mask in (("left", left), ("right", ~left))
-        }
-    )
-    films = pd.DataFrame(
-        {"surer side": sides.max(axis=1), "other side": sides.min(axis=1), "none": none, "study_id": study_of}
-    ).dropna()
-    surest = films.sort_values("surer side", kind="stable").groupby("study_id").tail(1).set_index("study_id")
-    evidence = pd.DataFrame({name: np.log(np.clip(table[name], EDGE, 1)) for name in LEVELS}, index=table.index)
-    for name in BOX_EVIDENCE:
-        column = films.groupby("study_id")["none"].mean() if name == "none" else surest[name]
-        evidence[name] = logits(column.reindex(table.index))
-    return evidence
-
-
-def regraded(
-    levels: pd.DataFrame, boxes: pd.DataFrame, none: pd.Series, said: Said, crosstalk: CrosstalkConfig
-) -> pd.DataFrame:
+def regraded(levels: pd.DataFrame, none: pd.Series, said: Said, crosstalk: CrosstalkConfig) -> pd.DataFrame:
     """The studies' levels after the detectors were heard; studies that no detector looked at keep theirs.
 
-    With `crosstalk.levels`, a logistic regression on `level_evidence`. Then `negative` becomes its geometric mean with
-    the study's `none`, which has the share negative_none.
+    `negative` becomes its geometric mean with the study's `none`, the mean over its films, which has the share
+    negative_none; the other three keep their proportions.
     """
-    if levels.empty or none.empty or not (crosstalk.levels or crosstalk.negative_none):
+    if levels.empty or none.empty or not crosstalk.negative_none:
         return levels
-    evidence = level_evidence(levels, boxes, none, said)
-    values = levels[list(LEVELS)].to_numpy(dtype=float)
-    heard = evidence.notna().all(axis=1).to_numpy()
-    if crosstalk.levels:
-        if len(crosstalk.levels) != len(LEVELS) * (1 + evidence.shape[1]):
-            raise InputError(
-                f"crosstalk.levels has {len(crosstalk.levels)} numbers; it needs an intercept and a weight for each of "
-                f"{', '.join(evidence)}, for each of {', '.join(LEVELS)}"
-            )
-        weights = np.array(crosstalk.levels).reshape(len(LEVELS), -1)
-        learned = softmax(evidence.to_numpy() @ weights[:, 1:].T + weights[:, 0], axis=1)
-        values = np.where(heard[:, None], learned, values)
+    study_of = said.films.set_index("image_id")["study_id"]
+    study_none = none.groupby(study_of.reindex(none.index)).mean().reindex(levels["study_id"]).to_numpy()
+    values = levels[list(LEVELS)].to_numpy(dtype=float, copy=True)
     share = crosstalk.negative_none
-    study_none = expit(evidence["none"].to_numpy())
-    negative = np.clip(values[:, 0], EDGE, 1) ** (1 - share) * np.clip(study_none, EDGE, 1) ** share
-    values[:, 0] = np.where(heard, negative, values[:, 0])
-    rest = values[:, 1:].sum(axis=1, keepdims=True)
-    values[:, 1:] *= np.where(rest > 0, (1 - values[:, :1]) / np.maximum(rest, EDGE), 0)
+    blended = np.clip(values[:, 0], EDGE, 1) ** (1 - share) * np.clip(study_none, EDGE, 1) ** share
+    negative = np.where(np.isnan(study_none), values[:, 0], blended)
+    values[:, 1:] *= ((1 - negative) / np.maximum(1 - values[:, 0], EDGE))[:, None]
+    values[:, 0] = negative
+    values /= values.sum(axis=1, keepdims=True)
     return levels.assign(**dict(zip(LEVELS, values.T, strict=True)))
-
-
-__all__ = ["ENSEMBLE", "Combined", "Said", "combine"]

@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 
 from siimcovid import CLASSES, LEVEL_COLUMNS, LEVELS, checkpoint, submission, weights
-from siimcovid.combine import Combined, Said, combine
+from siimcovid.combine import Combined, Said, combine, family
 from siimcovid.errors import InputError
 from siimcovid.evaluate import Evaluation, evaluate
 from siimcovid.files import atomic_path, write_json
@@ -256,3 +256,22 @@ def _kind(column: str) -> type:
 def _write(table: pd.DataFrame, path: Path) -> None:
     with atomic_path(path) as temporary:
         table.to_csv(temporary, index=False)
+
+
+def read(out: Path, images: pd.DataFrame, preset: Preset) -> tuple[Said, dict[str, int]]:
+    """What a finished cross-validation's models said, and image id -> the fold that held the film out.
+
+    images: the index of its competition. Raises InputError where a table or a detector of the preset is missing.
+    """
+    found = read_csv(Path(out) / "detections.csv", [*DETECTION_COLUMNS, "fold"])
+    graded = read_csv(Path(out) / "film_levels.csv", [*LEVEL_TABLE, "fold"])
+    found, graded = (table.astype({name: _kind(name) for name in table}) for table in (found, graded))
+    folds = dict(zip(graded["image_id"], graded["fold"], strict=True))
+    films = images.loc[images["image_id"].isin(folds), ["image_id", "study_id"]]
+    if len(films) < len(folds):
+        raise InputError(f"{out} is of another competition: {len(folds) - len(films)} of its films are not there")
+    voices = [voice for voice in dict.fromkeys(found["model"]) if family(voice) in preset.fusion.detectors]
+    if lacking := set(preset.fusion.detectors) - set(voices):
+        raise InputError(f"{out} lacks {', '.join(sorted(lacking))}: run `siimcovid crossval` with them")
+    found = found[found["model"].isin(voices)].drop(columns="fold")
+    return Said(films, found, {voice: list(folds) for voice in voices}, graded.drop(columns="fold")), folds

@@ -61,7 +61,7 @@ def settings(run: Run, preset: str, mode: str, overrides: Mapping[str, Any] | st
                 ) from None
         if not isinstance(overrides or {}, Mapping):
             raise InputError(f"OVERRIDES must be an object of settings, not {overrides!r}")
-        run.asked = load_preset(run.asked.name, overrides)
+        run.asked, run.overrides = load_preset(run.asked.name, overrides), dict(overrides or {})
     run.preset = run.asked
 
 
@@ -169,6 +169,19 @@ def find_weights(run: Run, explicit: str) -> None:
         return
     folder = run.weights or Path(explicit or "/nowhere").expanduser()
     run.weights, run.verify = (folder, False) if any(folder.glob("*.safetensors")) else (None, True)
+
+
+def read_combination(run: Run) -> None:
+    """Take over the numbers by which answers are combined that lie beside the weights; OVERRIDES go before them."""
+    with run.guard("weights", "the preset's own numbers combine the answers"):
+        if run.weights is None or not run.verify:
+            return
+        from siimcovid import combination
+
+        numbers = combination.read(run.weights)
+        if numbers:
+            run.asked = run.preset = load_preset(run.asked.name, {**numbers, **run.overrides})
+            print(f"answers are combined by {combination.FILE} of {run.weights}")
 
 
 def _check_manifest(folder: Path) -> None:

@@ -66,9 +66,7 @@ def start(
         for name in ("scores.json", "detections.csv", "film_levels.csv", "levels.csv", "gallery.png"):
             (run.folder / name).unlink(missing_ok=True)
     inputs.settings(run, preset, mode, overrides)
-    earlier = None
-    with run.guard("start", "a new plan"):
-        earlier = run.read_choices()
+    record, earlier = run.read_record(), None  # before it is written anew
     run.choices = run.all_choices()
     with run.step("index", "a submission of what is known of the ids"):
         inputs.read_competition(run, competition_dir)
@@ -77,6 +75,9 @@ def start(
     if run.by_priors is None:
         _write_first(run)
     inputs.find_weights(run, weights_dir)
+    inputs.read_combination(run)
+    with run.guard("start", "a new plan"):
+        earlier = run.earlier_choices(record)
     if earlier:  # a stage whose training has begun goes on with its settings, or its half-trained state is refused
         weights = run.folder / "weights"
         run.settled = {s for s in earlier.epochs if any((weights / f"{s}.{end}").is_file() for end in KEPT)}

@@ -164,7 +164,6 @@ class CrosstalkConfig:
     """
 
     none: tuple[float, ...] = ()  # intercept and weights of the logits that a film is empty; empty: 1 - highest score
-    levels: tuple[float, ...] = ()  # the same for each level, of levels and boxes; empty: the study model's
     negative_none: float = 0.0  # share of `none` in its geometric mean with `negative`
     opacity_none: float = 0.0  # boxes count (1 - none) to this power
     opacity_negative: float = 0.0  # and (1 - negative) to this

@@ -43,7 +43,8 @@ class Run:
     clock: Clock
     strict: bool = False
     mode: str = "infer"
-    asked: Preset = FULL  # the preset with OVERRIDES
+    overrides: dict[str, Any] = field(default_factory=dict)  # OVERRIDES
+    asked: Preset = FULL  # the preset with the numbers that lie beside the weights, and with OVERRIDES
     preset: Preset = FULL  # what of it runs
     competition: Competition = field(
         default_factory=lambda: Competition(
@@ -176,12 +177,15 @@ class Run:
             if not any(entry["step"] == RECORD for entry in self.degraded):
                 self.degrade(RECORD, str(error), "the record is printed only")
 
-    def read_choices(self) -> Choices | None:
-        """What an earlier run in this folder, asked for the same, had chosen; None where there was none."""
+    def read_record(self) -> Any:
+        """The record of an earlier run in this folder; None where there was none."""
         try:
-            record = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
+            return json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
+
+    def earlier_choices(self, record: Any) -> Choices | None:
+        """What an earlier run had chosen that was asked for the same; None where there was none."""
         same = isinstance(record, dict) and (record.get("mode"), record.get("asked")) == (
             self.mode,
             json.loads(json.dumps(to_dict(self.asked))),

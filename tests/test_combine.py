@@ -1,0 +1,132 @@
+"""What models say is combined: by hand, by formula, and where some of them say nothing."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import expit, logit
+
+from siimcovid import LEVELS
+from siimcovid.combine import Said, calibrated, combine, ensemble, family, none_evidence
+from siimcovid.errors import InputError
+from siimcovid.fuse import COLUMNS, fuse
+from siimcovid.presets import load_preset
+
+LEFT, RIGHT = (0.1, 0.2, 0.4, 0.7), (0.6, 0.2, 0.9, 0.7)
+PLAIN = {"fusion.weights": [1, 1], "fusion.flips": False, "fusion.calibration": []}
+PLAIN |= {"crosstalk.none": [], "crosstalk.negative_none": 0, "crosstalk.opacity_none": 0}
+PLAIN |= {"crosstalk.opacity_negative": 0}
+
+
+def preset(**changes):
+    return load_preset("small", PLAIN | {key.replace("__", "."): value for key, value in changes.items()})
+
+
+def boxes(*rows):
+    """Rows (image, voice, score, box)."""
+    return pd.DataFrame([(image, voice, score, *box) for image, voice, score, box in rows], columns=COLUMNS)
+
+
+@pytest.fixture
+def said():
+    """Two studies of two and one films: "a" has a box, "b" and "c" look clear; the study model says nothing of "c"."""
+    films = pd.DataFrame({"image_id": ["a", "b", "c"], "study_id": ["s", "s", "t"]})
+    found = boxes(
+        ("a", "rcnn", 0.8, LEFT), ("a", "yolo", 0.6, LEFT), ("b", "rcnn", 0.2, RIGHT), ("c", "yolo", 0.1, RIGHT)
+    )  # fmt: skip
+    levels = pd.DataFrame([["a", "s", 0.2, 0.5, 0.2, 0.1, 0.3], ["b", "s", 0.4, 0.3, 0.2, 0.1, 0.7]])
+    levels.columns = ["image_id", "study_id", *LEVELS, "none"]
+    return Said(films, found, {"rcnn": ["a", "b", "c"], "yolo": ["a", "b", "c"]}, levels)
+
+
+@pytest.mark.parametrize(
+    ("voice", "expected"),
+    [("rcnn", "rcnn"), ("rcnn_flip", "rcnn"), ("yolo.1", "yolo"), ("yolo.12_flip", "yolo"), ("study.2", "study")],
+)
+def test_family(voice, expected):
+    assert family(voice) == expected
+
+
+def test_nothing_crosses_in_the_plain_preset(said):
+    answer = combine(said, preset())
+    pd.testing.assert_frame_equal(answer.detections, fuse(said.detections, ["rcnn", "yolo"], nms_iou=0.5))
+    assert answer.none.to_dict() == pytest.approx({"a": 0.3, "b": 0.9, "c": 0.95})  # 1 - mean score of both
+    assert answer.levels["study_id"].tolist() == ["s"]
+    assert answer.levels[list(LEVELS)].to_numpy()[0] == pytest.approx([0.3, 0.4, 0.2, 0.1])
+
+
+def test_a_film_is_fused_of_those_who_looked(said):
+    """Silence counts against the other's boxes only of a detector that looked."""
+    some = Said(said.films, said.detections, {"rcnn": ["a", "b", "c"], "yolo": ["a"]})
+    scores = ensemble(some, preset().fusion).set_index("image_id")["score"]
+    assert scores["b"] == pytest.approx(0.2)
+    assert scores["a"] == pytest.approx(0.7)
+    assert "c" not in scores  # YOLO's box there is of a film that it is said not to have seen
+    nobody = Said(said.films, said.detections.iloc[:0], {})
+    assert ensemble(nobody, preset().fusion).empty
+    assert combine(nobody, preset()).none.empty
+
+
+def test_members_and_mirrored_films_have_their_detectors_weight(said):
+    found = boxes(("a", "rcnn", 0.8, LEFT), ("a", "rcnn.1_flip", 0.6, LEFT), ("a", "yolo", 0.4, LEFT))
+    more = Said(said.films, found, {"rcnn": ["a"], "rcnn.1_flip": ["a"], "yolo": ["a"], "retinanet": ["a"]})
+    score = ensemble(more, preset(fusion__weights=[3, 1]).fusion)["score"].item()
+    # the mean of the weighted scores, times voices over the sum of their weights (report, equations 3 and 6)
+    assert score == pytest.approx((3 * 0.8 + 3 * 0.6 + 0.4) / 3 * 3 / (3 + 3 + 1))
+
+
+def test_calibration_is_by_detector(said):
+    found = calibrated(said.detections, preset(fusion__calibration=[1, -1, 2, 0.5]).fusion)
+    expected = [expit(logit(0.8) - 1), expit(2 * logit(0.6) + 0.5), expit(logit(0.2) - 1), expit(2 * logit(0.1) + 0.5)]
+    assert found["score"].tolist() == pytest.approx(expected)
+    assert calibrated(said.detections, preset().fusion) is said.detections
+
+
+def test_none_is_learned_of_all(said):
+    numbers = [0.5, 2.0, 1.0, 0.25, 0.125]
+    answer = combine(said, preset(crosstalk__none=numbers))
+    evidence = [logit(1 - 0.8), logit(1 - 0.6), logit(0.2), logit(0.3)]
+    assert answer.none["a"] == pytest.approx(expit(0.5 + np.dot(numbers[1:], evidence)))
+    assert answer.none["c"] == pytest.approx(0.95)  # the study model said nothing of it
+    without = combine(said, preset(crosstalk__none=[0.5, 2.0, 1.0, 0, 0]))
+    assert without.none["c"] == pytest.approx(expit(0.5 + 2 * logit(1 - 1e-4) + logit(0.9)))
+
+
+def test_a_detector_that_did_not_look_is_taken_to_agree(said):
+    some = Said(said.films, said.detections, {"rcnn": ["a", "b", "c"], "yolo": ["a"]}, said.levels)
+    evidence = none_evidence(some, preset().fusion)
+    assert evidence.loc["b", "yolo"] == evidence.loc["b", "rcnn"] == pytest.approx(logit(0.8))
+    assert np.isnan(evidence.loc["c", "negative"])
+
+
+def test_boxes_are_rescored(said):
+    answer = combine(said, preset(crosstalk__opacity_none=0.5, crosstalk__opacity_negative=2))
+    plain = combine(said, preset())
+    expected = {"a": 0.7 * 0.7**0.5 * 0.8**2, "b": 0.1 * 0.1**0.5 * 0.6**2, "c": 0.05 * 0.05**0.5}
+    assert answer.detections.set_index("image_id")["score"].to_dict() == pytest.approx(expected)
+    assert answer.none.to_dict() == plain.none.to_dict()
+
+
+def test_negative_hears_none(said):
+    answer = combine(said, preset(crosstalk__negative_none=0.25))
+    negative = 0.3**0.75 * np.mean([0.3, 0.9]) ** 0.25
+    expected = [negative, *(np.array([0.4, 0.2, 0.1]) * (1 - negative) / 0.7)]
+    assert answer.levels[list(LEVELS)].to_numpy()[0] == pytest.approx(expected)
+    assert sum(expected) == pytest.approx(1)
+    silent = Said(said.films, said.detections.iloc[:0], {}, said.levels)
+    assert combine(silent, preset(crosstalk__negative_none=1)).levels.equals(combine(said, preset()).levels)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"fusion.weights": [1]}, "fusion.weights has 1 numbers; it needs 1 for each of the detectors rcnn, yolo"),
+        ({"fusion.calibration": [1, 0, 1]}, "fusion.calibration has 3 numbers; it needs 2 for each"),
+        (
+            {"crosstalk.none": [1, 2]},
+            "crosstalk.none has 2 numbers; it needs an intercept and a weight for each of rcnn",
+        ),
+    ],
+)
+def test_numbers_that_do_not_fit_are_named(said, changes, words):
+    with pytest.raises(InputError, match=words):
+        combine(said, load_preset("small", PLAIN | changes))

@@ -1,0 +1,185 @@
+"""The models of an ablation: each is trained once a competition, and what it says is kept.
+
+In: a Material. Out, in <competition>/arms/<arm>/: the checkpoint, `test.csv` and `test_flip.csv`, what it says of the
+test films and of these mirrored (predict.py's tables), for an arm that a fold was held out from `held_out.csv` and
+`held_out_flip.csv` of that fold's, and `cost.json`: processor seconds of training, and of predicting a film.
+"""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torchvision.transforms.functional import center_crop
+
+from siimcovid import LEVELS, checkpoint, folds, stages
+from siimcovid.ablation.material import Material
+from siimcovid.data import SHARED, Films, loader
+from siimcovid.files import atomic_path, write_json
+from siimcovid.models.study import probabilities
+from siimcovid.overrides import override
+from siimcovid.predict import default_device, predict
+from siimcovid.presets import Preset
+from siimcovid.tables import read_csv
+
+#: The preset without any of the items: the report's three single models.
+PLAIN: Mapping[str, Any] = {
+    "study.frozen": True,
+    "study.mask": 0.0,
+    "study.none": 0.0,
+    "study.flips": False,
+    "study.focal": 0.0,
+    "study.label_smoothing": 0.0,
+    "study.training.balance": "none",
+    "study.training.ema": 0.0,
+    "fusion.detectors": ["rcnn", "yolo"],
+    "fusion.weights": [1.0, 1.0],
+    "fusion.calibration": [],
+    "fusion.iou": 0.55,
+    "fusion.flips": False,
+    "crosstalk.none": [],
+    "crosstalk.negative_none": 0.0,
+    "crosstalk.opacity_none": 0.0,
+    "crosstalk.opacity_negative": 0.0,
+}
+
+#: A study model whose backbone learns: few epochs at a lower rate, on films of the detectors' size.
+UNFROZEN: Mapping[str, Any] = {
+    "study.frozen": False,
+    "study.views": 0,
+    "study.size": 256,
+    "study.infer_size": 256,
+    "study.training.epochs": 6,
+    "study.training.learning_rate": 3e-4,
+    "study.training.clip_norm": 10.0,
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One model."""
+
+    name: str
+    stage: str
+    changes: Mapping[str, Any] = field(default_factory=dict)  # of the plain preset
+    fold: int | None = None  # that is held out
+
+
+def arms(detectors: Sequence[str], count: int, every: bool = True) -> list[Arm]:
+    """The arms of a competition: with `every` all that the items need, else those of the plain and the final system.
+
+    detectors: families. count: folds, each of which is held out from a member of its own.
+    """
+    found = [Arm(name, name) for name in detectors]
+    found += [Arm("study", "study"), Arm("study none", "study", {"study.none": 1.0})]
+    if every:
+        found += [
+            Arm("study smoothed", "study", {"study.label_smoothing": 0.1}),
+            Arm("study focal", "study", {"study.focal": 2.0}),
+            Arm("study weighted", "study", {"study.training.balance": "weights"}),
+            Arm("study oversampled", "study", {"study.training.balance": "oversample"}),
+            Arm("study averaged", "study", {"study.training.ema": 0.99}),
+            Arm("study unfrozen", "study", UNFROZEN),
+            Arm("study map", "study", {**UNFROZEN, "study.mask": 0.4}),
+        ]
+    for fold in range(count):
+        found += [Arm(f"{name} fold {fold}", name, fold=fold) for name in ("rcnn", "yolo")]
+        found.append(Arm(f"study none fold {fold}", "study", {"study.none": 1.0}, fold))
+    return found
+
+
+@dataclass
+class Trainer:
+    """Trains the arms of one competition, and lets them predict."""
+
+    material: Material
+    preset: Preset  # with PLAIN
+    folds: int
+    pooled: dict[tuple, tuple[torch.Tensor, float]] = field(default_factory=dict)  # see `_heads`
+
+    def folder(self, arm: Arm) -> Path:
+        """Where an arm lies."""
+        return self.material.folder / "arms" / arm.name.replace(" ", "_")
+
+    def configured(self, arm: Arm) -> Preset:
+        """The preset that an arm is trained with: on every epoch of all films, the last is kept."""
+        fixed = {f"{arm.stage}.training.validate": False, f"{arm.stage}.training.patience": 0, "folds": self.folds}
+        return override(self.preset, {**arm.changes, **fixed, "fold": arm.fold or 0})
+
+    def sides(self, arm: Arm) -> dict[str, pd.DataFrame]:
+        """Name -> films that an arm is asked about."""
+        if arm.fold is None:
+            return {"test": self.material.test}
+        held_out = folds.split(self.material.train, arm.fold, self.folds, self.preset.seed)[1]
+        return {"test": self.material.test, "held_out": held_out}
+
+    def run(self, arm: Arm) -> None:
+        """Train an arm and let it predict, where that is not done."""
+        out, preset = self.folder(arm), self.configured(arm)
+        if (out / "cost.json").is_file():
+            return
+        films = self.material.train
+        if arm.fold is not None:
+            films = folds.split(films, arm.fold, self.folds, preset.seed)[0]
+        begin, pooled = time.process_time(), stages.Features.last
+        path = stages.fit(arm.stage, preset, films, self.material.cache, self.material.start, out)
+        seconds, predicting, count = time.process_time() - begin, 0.0, 0
+        if arm.stage == "study" and preset.study.frozen and pooled is not None and pooled is stages.Features.last:
+            seconds += pooled[2]  # another arm's backbone has looked at these films already
+        for side, images in self.sides(arm).items():
+            for flip in (False, True):
+                table, cost = self._predict(arm.stage, path, images, flip)
+                with atomic_path(out / f"{side}{'_flip' if flip else ''}.csv") as temporary:
+                    table.to_csv(temporary, index=False)
+                predicting, count = predicting + cost, count + len(images)
+        write_json(out / "cost.json", {"train": round(seconds, 1), "film": round(predicting / count, 4)})
+
+    def _predict(self, stage: str, path: Path, images: pd.DataFrame, flip: bool) -> tuple[pd.DataFrame, float]:
+        """What a checkpoint says of films, and the processor seconds that it takes."""
+        _, config, model = checkpoint.load(path)
+        if stage == "study" and config.frozen:
+            return self._heads(config, model, images, flip)
+        begin = time.process_time()
+        table = predict(stage, config, model, images, self.material.cache, flip)
+        return table, time.process_time() - begin
+
+    def _heads(self, config: Any, model: Any, images: pd.DataFrame, flip: bool) -> tuple[pd.DataFrame, float]:
+        """The same of a study model with the frozen backbone that such arms share: features are pooled once."""
+        key = (*images["image_id"], config.infer_size, flip)
+        device = default_device()
+        model = model.to(device)
+        if key not in self.pooled:
+            films = Films(images, self.material.cache, config.infer_size, memory=SHARED)
+            begin = time.process_time()
+            with torch.inference_mode():
+                side = config.augment.crop or config.infer_size
+                parts = []
+                for batch in loader(films, config.infer_batch):
+                    pixels = center_crop(batch["images"].to(device), [side, side])
+                    parts.append(model.features(pixels.flip(-1) if flip else pixels))
+            self.pooled[key] = torch.cat(parts), time.process_time() - begin
+        features, seconds = self.pooled[key]
+        with torch.inference_mode():
+            said = probabilities(model.head(features).float()).cpu().double().numpy()
+        columns = [*LEVELS, "none"] if config.none else list(LEVELS)
+        table = images[["image_id", "study_id"]].reset_index(drop=True)
+        return table.join(pd.DataFrame(said, columns=columns)), seconds
+
+    def said(self, arm: Arm, side: str, flip: bool) -> pd.DataFrame:
+        """What an arm said of a side's films."""
+        table = read_csv(self.folder(arm) / f"{side}{'_flip' if flip else ''}.csv", ["image_id"])
+        texts = ("image_id", "study_id", "model")
+        return table.astype({name: str if name in texts else float for name in table})
+
+    def cost(self, arm: Arm) -> dict[str, float]:
+        """Its processor seconds: "train", and "film" of predicting one."""
+        return json.loads((self.folder(arm) / "cost.json").read_text(encoding="utf-8"))
+
+
+def trainer(material: Material, preset: Preset, count: int) -> Trainer:
+    """A trainer of arms on the plain preset, with `count` folds."""
+    return Trainer(material, replace(override(preset, PLAIN), folds=count), count)

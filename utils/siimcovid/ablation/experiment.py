@@ -1,0 +1,70 @@
+"""The whole ablation: which competitions, who trains on which, and what is compared where."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from siimcovid import checkpoint
+from siimcovid.ablation.arms import Arm, Trainer, arms, trainer
+from siimcovid.ablation.material import phantom, read
+from siimcovid.errors import InputError
+from siimcovid.presets import Preset
+from siimcovid.search import claimed
+
+DETECTORS = checkpoint.DETECTORS
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The competitions of an ablation."""
+
+    seeds: tuple[int, ...]  # of synthetic ones, on which every item is compared
+    train_studies: int
+    test_studies: int
+    data: tuple[Path, ...]  # folders, on which the plain system is compared with all that is kept
+    folds: int
+
+
+def compared(plan: Plan) -> list[str]:
+    """Names of the competitions on which every item is compared."""
+    return [f"phantom-{seed}" for seed in plan.seeds]
+
+
+def parted(plan: Plan, found: pd.DataFrame) -> list[pd.DataFrame]:
+    """The rows of the synthetic competitions together, then those of each folder."""
+    synthetic = found["competition"].isin(compared(plan))
+    return [
+        part
+        for part in (found[synthetic], *(part for _, part in found[~synthetic].groupby("competition")))
+        if len(part)
+    ]
+
+
+def train(
+    plan: Plan, preset: Preset, start: Path | None, out: Path
+) -> dict[str, tuple[Trainer, dict[str, Arm]]] | None:
+    """Run every arm that has not run, and return the trainers; None where another process is still at some.
+
+    Raises InputError where two competitions have one name, or a folder has no answers.
+    """
+    synthetic = {f"phantom-{seed}": seed for seed in plan.seeds}
+    folders = {name: out / "competitions" / name for name in synthetic}
+    for folder in plan.data:
+        name = folder.resolve().name
+        if name in folders:
+            raise InputError(f"two competitions have the name {name}: rename the folder {folder}")
+        folders[name] = folder
+    trainers, busy = {}, False
+    for name, folder in folders.items():
+        with claimed(out / name) as ours:
+            busy |= not ours
+            if ours:
+                if name in synthetic:
+                    phantom(synthetic[name], folder, plan.train_studies, plan.test_studies)
+                one = trainer(read(folder, out / name, start, preset), preset, plan.folds)
+                wanted = arms(DETECTORS, plan.folds, every=name in synthetic)
+                for arm in wanted:
+                    one.run(arm)
+                trainers[name] = one, {arm.name: arm for arm in wanted}
+    return None if busy else trainers

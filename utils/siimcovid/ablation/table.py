@@ -1,0 +1,145 @@
+"""Every item's average precisions over several competitions, their spread and their cost.
+
+In: trainers whose arms have run. Out: a row per item, competition and state (off, on), and the same as one table.
+
+Numbers by which answers are combined are fitted on out-of-fold predictions of the other competitions' train parts (of
+its own, where there is but one): not on the films that they are scored on, nor on any film of that competition. So the
+combined system costs no more training than the plain one.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+
+from siimcovid import CLASSES, combination
+from siimcovid.ablation.arms import Arm, Trainer
+from siimcovid.ablation.systems import PLAIN_SYSTEM, Item, System, answer, cost, items, said
+from siimcovid.combination import class_scores, opacity_score
+from siimcovid.combine import Said
+from siimcovid.overrides import override
+from siimcovid.presets import Preset
+
+#: What all fitted numbers stand on, and what the small preset ships.
+FITTED = System(study=("study none",), flips=True, study_flips=True)
+
+#: The last row: all that is kept against the plain system.
+TOGETHER = "all that is kept, together"
+
+Arms = Mapping[str, Arm]
+
+
+def out_of_fold(trainer: Trainer, arms: Arms, system: System = FITTED) -> tuple[Said, pd.DataFrame]:
+    """What the fold arms say of their own fold's films, and the index of these films with "fold"."""
+    parts, films = [], []
+    for fold in range(trainer.folds):
+        detectors = {family: (f"{family} fold {fold}",) for family in system.detectors}
+        members = replace(system, detectors=detectors, study=tuple(f"{name} fold {fold}" for name in system.study))
+        parts.append(said(trainer, members, arms, "held_out"))
+        held_out = trainer.sides(arms[members.study[0]])["held_out"]
+        films.append(held_out.assign(fold=fold))
+    return _joined(parts), pd.concat(films, ignore_index=True)
+
+
+def _joined(parts: Sequence[Said]) -> Said:
+    seen: dict[str, list[str]] = {}
+    for part in parts:
+        for voice, names in part.seen.items():
+            seen.setdefault(voice, []).extend(names)
+    tables = ("films", "detections", "levels")
+    return Said(seen=seen, **{t: pd.concat([getattr(part, t) for part in parts], ignore_index=True) for t in tables})
+
+
+def fit_elsewhere(
+    name: str, folds_of: Mapping[str, tuple[Said, pd.DataFrame]], preset: Preset
+) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """For each item of combination.ITEMS (name, numbers before it, numbers with it), fitted without competition `name`.
+
+    folds_of: competition -> what `out_of_fold` returns. What does not help films that it was not fitted on, whole
+    competitions where there are several, is not among the numbers of the items after it.
+    """
+    others = [other for other in folds_of if other != name] or [name]
+    material = _joined([folds_of[other][0] for other in others])
+    images = pd.concat([folds_of[other][1].assign(place=k) for k, other in enumerate(others)], ignore_index=True)
+    folds = dict(zip(images["image_id"], images["place" if len(others) > 1 else "fold"], strict=True))
+    _, table = combination.fit(material, images, folds, preset)
+    steps, kept = [], {}
+    for item, fit in combination.ITEMS.items():
+        numbers = kept | fit(material, images, override(preset, kept))
+        steps.append((item, kept, numbers))
+        kept = numbers if table.loc[item, "kept"] else kept
+    return [*steps, (TOGETHER, {}, kept)]
+
+
+def rows(
+    trainers: Mapping[str, tuple[Trainer, Arms]], detectors: Sequence[str], compare: Sequence[str]
+) -> pd.DataFrame:
+    """A row per item, competition and state: item, competition, state, CLASSES, mean, film, train (seconds).
+
+    trainers: competition -> its trainer and its arms by name. compare: the competitions on which every item is
+    compared; on the others only the plain system and all that is kept.
+    """
+    folds_of = {name: out_of_fold(*trainers[name]) for name in trainers}
+    found = []
+
+    def add(item: Item, name: str) -> None:
+        trainer, arms = trainers[name]
+        for state, system in (("off", item.off), ("on", item.on)):
+            scores = class_scores(answer(trainer, system, arms), trainer.material.test)
+            found.append(
+                {"item": item.name, "competition": name, "state": state, **scores, **cost(trainer, system, arms)}
+            )
+
+    for name, (trainer, _) in trainers.items():
+        rest = {other: folds_of[other] for other in (*compare, name)}
+        if name in compare:
+            for item in items(tuple(detectors), trainer.folds):
+                add(item, name)
+        fitted = override(trainer.preset, {"fusion.flips": True})
+        for item, before, after in fit_elsewhere(name, rest, fitted):
+            if item == TOGETHER:
+                add(Item(item, PLAIN_SYSTEM, replace(FITTED, changes=after)), name)
+            elif name in compare:
+                add(Item(f"fitted: {item}", replace(FITTED, changes=before), replace(FITTED, changes=after)), name)
+        if name not in compare:
+            ((_, _, own),) = fit_elsewhere(name, {name: folds_of[name]}, fitted)[-1:]
+            add(Item(f"{TOGETHER}, fitted on its own folds", PLAIN_SYSTEM, replace(FITTED, changes=own)), name)
+    return pd.DataFrame(found)
+
+
+def singles(trainers: Mapping[str, tuple[Trainer, Arms]], detectors: Sequence[str]) -> pd.DataFrame:
+    """Opacity AP of each detector alone, a row per competition."""
+    table = {}
+    for name, (trainer, arms) in trainers.items():
+        images = trainer.material.test
+        table[name] = {d: opacity_score(trainer.said(arms[d], "test", False), images) for d in detectors if d in arms}
+    return pd.DataFrame(table).T
+
+
+def summary(found: pd.DataFrame) -> pd.DataFrame:
+    """A row per item: "mean" of its gain in the mean of the six classes over the competitions and its "spread"
+    (standard deviation), the mean gain in each class, and the cost: "film" and "train", on / off."""
+    keys = [*CLASSES, "mean"]
+    sides = {state: part.set_index(["item", "competition"]) for state, part in found.groupby("state")}
+    gain = (sides["on"][keys] - sides["off"][keys]).groupby("item", sort=False)
+    table = gain.mean()
+    table.insert(0, "spread", gain["mean"].std(ddof=0))
+    table.insert(0, "off", sides["off"]["mean"].groupby("item", sort=False).mean())
+    for name in ("film", "train"):
+        table[name] = (sides["on"][name] / sides["off"][name]).groupby("item", sort=False).mean()
+    return table[["off", "mean", "spread", *CLASSES, "film", "train"]]
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A summary as the table of a README: gains with their sign, in thousandths."""
+    heads = ["item", "off", "gain", "spread", *CLASSES, "film x", "training x"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for item, row in table.iterrows():
+        gains = [_short(row[name], sign=name not in ("off", "spread")) for name in ("off", "mean", "spread", *CLASSES)]
+        lines.append("| " + " | ".join([str(item), *gains, f"{row['film']:.2f}", f"{row['train']:.2f}"]) + " |")
+    return "\n".join(lines)
+
+
+def _short(value: float, sign: bool) -> str:
+    return f"{value:{'+' if sign else ''}.3f}".replace("0.", ".", 1)

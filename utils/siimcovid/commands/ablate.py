@@ -1,0 +1,52 @@
+"""`siimcovid ablate`: each part of the system off and on, on synthetic competitions and on folders with answers.
+
+Several processes, on several machines, may share OUT: each takes a competition that no other is training on.
+"""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("--out", type=Path, required=True, help="folder for films, models and tables; may be shared")
+    parser.add_argument("--weights", type=Path, help="folder of weights to start from; random ones without it")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2], help="of synthetic competitions (0 1 2)")
+    parser.add_argument("--train-studies", type=int, default=180, help="of each (default 180)")
+    parser.add_argument("--test-studies", type=int, default=120, help="of each (default 120)")
+    parser.add_argument(
+        "--data",
+        nargs="*",
+        type=Path,
+        default=[],
+        help="competition folders with answers beside them: the plain system and all that is kept are compared there",
+    )
+    parser.add_argument("--preset", default="small", help="small (default) or full")
+    parser.add_argument("--folds", type=int, default=3, help="for fitted numbers and the fold ensemble (default 3)")
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="override")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train what is not trained yet, write and print ablation.csv and ablation.md; 1 while others still train."""
+    from siimcovid.ablation import experiment, table
+    from siimcovid.commands.search import refuse_launch
+    from siimcovid.files import atomic_path, write_text
+    from siimcovid.overrides import read_settings
+    from siimcovid.presets import load_preset
+
+    refuse_launch("several `siimcovid ablate` on the same --out")
+    preset = load_preset(args.preset, read_settings(args.settings))
+    plan = experiment.Plan(tuple(args.seeds), args.train_studies, args.test_studies, tuple(args.data), args.folds)
+    trainers = experiment.train(plan, preset, args.weights, args.out)
+    if trainers is None:
+        print("other processes are still training; call again when they have ended")
+        return 1
+    found = table.rows(trainers, experiment.DETECTORS, experiment.compared(plan))
+    with atomic_path(args.out / "ablation.csv") as temporary:
+        found.to_csv(temporary, index=False)
+    parts = [table.markdown(table.summary(part)) for part in experiment.parted(plan, found)]
+    alone = table.singles(trainers, experiment.DETECTORS).to_string(float_format="{:.3f}".format)
+    text = "\n\n".join([*parts, f"Opacity AP of each detector alone:\n\n{alone}"]) + "\n"
+    write_text(args.out / "ablation.md", text)
+    print(text)
+    return 0

@@ -1,0 +1,33 @@
+"""`siimcovid combine`: fit on a cross-validation how the models' answers are combined, and put it beside weights."""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("--data", type=Path, required=True, help="the competition folder of the cross-validation")
+    parser.add_argument("--crossval", type=Path, required=True, help="what `siimcovid crossval` wrote with --out")
+    parser.add_argument("--out", type=Path, help="a weights folder for combination.json (default: print only)")
+    parser.add_argument("--preset", default="full", help="full (default) or small, as in the cross-validation")
+    parser.add_argument("--items", nargs="+", help="what is fitted (default all): see combination.py")
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="override")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what each item is worth on films that it was not fitted on, and the numbers."""
+    from siimcovid import combination, competition, crossval
+    from siimcovid.overrides import read_settings
+    from siimcovid.presets import load_preset
+
+    preset = load_preset(args.preset, read_settings(args.settings))
+    images = competition.load(args.data, splits=("train",)).images
+    said, folds = crossval.read(args.crossval, images, preset)
+    numbers, table = combination.fit(said, images, folds, preset, args.items or tuple(combination.ITEMS))
+    print(f"{len(folds)} films, each scored by numbers fitted without its fold: average precision at IoU > 0.5")
+    print(table.to_string(float_format="{:.3f}".format, na_rep=""))
+    for key, value in numbers.items():
+        print(f"--set {key}={','.join(map(str, value)) if isinstance(value, list) else value}")
+    if args.out:
+        print(combination.write(args.out, numbers, preset, args.data.resolve().name))
+    return 0
