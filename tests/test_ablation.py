@@ -1,0 +1,165 @@
+"""The ablation: what a system hears, what its table says, and the command on a tiny competition."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from siimcovid import CLASSES, LEVELS
+from siimcovid.ablation import arms, experiment, systems, table
+from siimcovid.ablation.systems import System
+from siimcovid.cli import main
+from siimcovid.errors import InputError
+from siimcovid.overrides import override
+from siimcovid.phantom_competition import write_competition
+from siimcovid.presets import SMALL
+
+BOX = [0.1, 0.2, 0.4, 0.7]
+
+
+class Kept:
+    """Stands for a trainer whose arms have run: two films of one study and one of another."""
+
+    preset = override(SMALL, arms.PLAIN)
+    folds = 2
+    test = pd.DataFrame({"image_id": ["a", "b", "c"], "study_id": ["s", "s", "t"]})
+
+    def __init__(self):
+        self.heard = []
+
+    def sides(self, arm):
+        return {"test": self.test, "held_out": self.test}
+
+    def said(self, arm, side, flip):
+        self.heard.append((arm.name, side, flip))
+        if arm.stage == "study":
+            negative = {"study": 0.1, "study none": 0.3}[arm.name] + (0.2 if flip else 0.0)
+            marks = [[negative + 0.3 * (name == "b"), 0.2, 0.2, 0.1] for name in self.test["image_id"]]
+            return self.test.join(pd.DataFrame(marks, columns=list(LEVELS)))
+        scores = [0.9, 0.05] if arm.name == "rcnn" else [0.5, 0.4]
+        corners = pd.DataFrame([BOX] * 2, columns=["x1", "y1", "x2", "y2"])
+        return pd.DataFrame({"image_id": ["a", "b"], "model": arm.stage, "score": scores}).join(corners)
+
+    def cost(self, arm):
+        return {
+            "train": {"rcnn": 100.0, "yolo": 50.0}.get(arm.name, 10.0),
+            "film": 0.5 if arm.stage == "study" else 1.0,
+        }
+
+
+ARMS = {arm.name: arm for arm in arms.arms(("rcnn", "yolo"), 2)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "voices", "negative", "boxes"),
+    [
+        ({}, ["rcnn", "yolo"], [0.1, 0.4, 0.1], 4),
+        ({"flips": True}, ["rcnn", "rcnn_flip", "yolo", "yolo_flip"], [0.1, 0.4, 0.1], 8),
+        ({"study_flips": True}, ["rcnn", "yolo"], [0.2, 0.5, 0.2], 4),
+        ({"study": ("study", "study none")}, ["rcnn", "yolo"], [0.2, 0.5, 0.2], 4),
+        ({"low_boxes": False}, ["rcnn", "yolo"], [0.1, 0.4, 0.1], 3),
+        ({"every_film": False}, ["rcnn", "yolo"], [0.1, 0.1], 4),
+        ({"detectors": {"yolo": ("yolo fold 0", "yolo fold 1")}}, ["yolo", "yolo.1"], [0.1, 0.4, 0.1], 4),
+    ],
+)
+def test_what_a_system_hears(changes, voices, negative, boxes):
+    said = systems.said(Kept(), System(**changes), ARMS)
+    assert list(said.seen) == voices
+    assert said.films["image_id"].tolist() == ["a", "b", "c"]
+    assert said.levels["negative"].tolist() == pytest.approx(negative)
+    assert len(said.detections) == boxes
+    assert set(said.detections["model"]) == set(voices)
+
+
+def test_what_a_system_costs():
+    assert systems.cost(Kept(), System(), ARMS) == {"train": 160.0, "film": 2.5}
+    both = systems.cost(Kept(), System(flips=True, study_flips=True), ARMS)
+    assert both == {"train": 160.0, "film": 5.0}
+
+
+def test_items_differ_in_one_thing_and_name_arms_that_exist():
+    found = systems.items(("rcnn", "yolo"), 2)
+    assert len({item.name for item in found}) == len(found)
+    for item in found:
+        for system in (item.off, item.on):
+            named = [name for members in system.detectors.values() for name in members]
+            assert {*named, *system.study} <= set(ARMS)
+        assert item.off != item.on
+
+
+def test_the_summary_by_hand():
+    scores = {"x": [(0.5, 0.6), (0.5, 0.8)], "y": [(0.4, 0.4), (0.6, 0.5)]}
+    rows = []
+    for item, pairs in scores.items():
+        for competition, pair in enumerate(pairs):
+            for state, mean in zip(("off", "on"), pair, strict=True):
+                cost = {"film": 2.0 if state == "on" and item == "x" else 1.0, "train": 3.0}
+                classes = dict.fromkeys(CLASSES, mean / 2)
+                rows.append({"item": item, "competition": competition, "state": state, "mean": mean, **classes, **cost})
+    found = table.summary(pd.DataFrame(rows))
+    assert found.index.tolist() == ["x", "y"]
+    assert found.loc["x", ["off", "mean", "spread", "opacity", "film", "train"]].tolist() == pytest.approx(
+        [0.5, 0.2, 0.1, 0.1, 2, 1]
+    )
+    assert found.loc["y", ["off", "mean", "spread"]].tolist() == pytest.approx([0.5, -0.05, 0.05])
+    text = table.markdown(found)
+    assert "| x | .500 | +.200 | .100 |" in text
+    assert "| y | .500 | -.050 | .050 |" in text
+
+
+def test_numbers_are_fitted_on_other_competitions(monkeypatch):
+    """Three competitions of a film each: the fit for one sees the films of the two others, in two folds."""
+    from siimcovid.combine import Said
+
+    def material(name):
+        films = pd.DataFrame({"image_id": [name], "study_id": [name], "boxes": [[]], "level": ["typical"], "fold": [0]})
+        return Said(films[["image_id", "study_id"]], pd.DataFrame({"image_id": [name]}), {"rcnn": [name]}), films
+
+    seen = []
+
+    def fit(said, images, folds, preset):
+        seen.append((said.films["image_id"].tolist(), said.seen["rcnn"], images["image_id"].tolist(), folds))
+        return {}, pd.DataFrame({"kept": dict.fromkeys(table.combination.ITEMS, False)})
+
+    monkeypatch.setattr(table.combination, "fit", fit)
+    monkeypatch.setattr(table.combination, "ITEMS", {"fusion": lambda *_: {"fusion.iou": 0.5}})
+    steps = table.fit_elsewhere("b", {name: material(name) for name in "abc"}, SMALL)
+    assert seen == [(["a", "c"], ["a", "c"], ["a", "c"], {"a": 0, "c": 1})]
+    assert steps == [("fusion", {}, {"fusion.iou": 0.5}), (table.TOGETHER, {}, {})]
+    table.fit_elsewhere("b", {"b": material("b")}, SMALL)
+    assert seen[-1][-1] == {"b": 0}
+
+
+def test_the_command_for_real(tmp_path, capsys):
+    """A tiny synthetic competition with every item, and a folder with the plain system and all that is kept."""
+    folder = tmp_path / "films"
+    write_competition(folder, train_studies=12, test_studies=6, seed=5, scale=0.03)
+    given = ["ablate", "--out", str(tmp_path / "out"), "--seeds", "4", "--data", str(folder), "--folds", "2"]
+    given += ["--train-studies", "12", "--test-studies", "6", "--set", "cache_size=64"]
+    for stage in (*experiment.DETECTORS, "study"):
+        given += ["--set", f"{stage}.size=64", "--set", f"{stage}.infer_size=64", "--set", f"{stage}.training.epochs=1"]
+    assert main(given) == 0
+    printed = capsys.readouterr().out
+    found = pd.read_csv(tmp_path / "out" / "ablation.csv")
+    assert set(found["competition"]) == {"phantom-4", "films"}
+    assert np.isfinite(found[["mean", "film", "train"]].to_numpy()).all()
+    everything = found[found["competition"] == "phantom-4"]["item"].unique()
+    assert len(everything) == len(systems.items(experiment.DETECTORS, 2)) + len(table.combination.ITEMS) + 1
+    assert all(item in printed for item in everything)
+    assert (tmp_path / "out" / "ablation.md").read_text() == printed.rstrip("\n") + "\n"
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/*/arms/*/*.safetensors")}
+    assert len(before) > 20
+    assert main(given) == 0
+    assert capsys.readouterr().out == printed
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_folder_without_answers_is_refused(tmp_path, capsys):
+    folder = tmp_path / "films"
+    write_competition(folder, train_studies=3, test_studies=2, seed=5, scale=0.03)
+    (tmp_path / "films.truth").rename(tmp_path / "elsewhere")
+    plan = experiment.Plan((), 3, 2, (folder,), 2)
+    with pytest.raises(InputError, match=r"films\.truth holds no answers"):
+        experiment.train(plan, SMALL, None, tmp_path / "out")
+    twice = experiment.Plan((), 3, 2, (folder, tmp_path / "x" / "films"), 2)
+    with pytest.raises(InputError, match="two competitions have the name films"):
+        experiment.train(twice, SMALL, None, tmp_path / "out")
