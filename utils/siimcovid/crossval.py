@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from siimcovid import CLASSES, LEVEL_COLUMNS, LEVELS, checkpoint, submission, weights
+from siimcovid import CLASSES, LEVEL_COLUMNS, LEVELS, checkpoint, duplicates, submission, weights
 from siimcovid.errors import InputError
 from siimcovid.evaluate import Evaluation, evaluate
 from siimcovid.files import atomic_path, write_json
@@ -85,7 +85,11 @@ def cross_validate(
     """
     out, numbers = Path(out), list(range(preset.folds) if only is None else dict.fromkeys(only))
     known = images[(images["split"] == "train") & images["level"].isin(LEVELS)]
-    sides = {fold: split(known, fold, preset.folds, preset.seed) for fold in numbers}  # refuses a fold there is not
+    copies = duplicates.find(known, cache) if preset.duplicates else []
+    sides = {}
+    for fold in numbers:  # refuses a fold there is not
+        train, held_out = split(known, fold, preset.folds, preset.seed, copies)
+        sides[fold] = duplicates.once(train, copies), held_out
     epochs = {f"{stage}.training.validate": best_epoch for stage in checkpoint.SUBMISSION_STAGES}
     if not best_epoch:  # patience waits for a metric
         epochs |= {f"{stage}.training.patience": 0 for stage in checkpoint.SUBMISSION_STAGES}

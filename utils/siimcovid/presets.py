@@ -161,6 +161,7 @@ class Preset:
     folds: int = 5
     fold: int = 0  # held out where a stage validates
     seed: int = 0
+    duplicates: bool = True  # a film with several ids is trained on once, and never beside a fold that holds it out
 
 
 #: The report's changes to films for its classifiers: section 3.1, "Training of the backbone", and 3.4.

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.functional import center_crop
 from tqdm import tqdm
 
-from siimcovid import LEVELS, cache, checkpoint, folds, weights
+from siimcovid import LEVELS, cache, checkpoint, duplicates, folds, weights
 from siimcovid.data import SHARED, Films, loader
 from siimcovid.errors import InputError
 from siimcovid.metric import Matches, area, average_precision, falling
@@ -41,7 +41,8 @@ def fit(
     """Train a stage on the index's train part and return its checkpoint.
 
     With `validate` in the stage's training, the films of fold `preset.fold` are held out and the best epoch on them is
-    kept; without it every film is trained on and the last epoch is kept.
+    kept; without it every film is trained on and the last epoch is kept. With `preset.duplicates` a film that stands
+    there under several ids is trained on once, see duplicates.py.
 
     Args:
         stage: a key of checkpoint.STAGES.
@@ -58,10 +59,12 @@ def fit(
         known = known[known["level"].isin(LEVELS)]
     if known.empty:
         raise InputError(f"stage {stage} has no films to train on: the folder has no readable train part for it")
+    groups = duplicates.find(known, folder) if preset.duplicates else []
     if config.training.validate:
-        chosen, held_out = folds.split(known, preset.fold, preset.folds, preset.seed)
+        chosen, held_out = folds.split(known, preset.fold, preset.folds, preset.seed, groups)
     else:
         chosen, held_out = known[known["annotated"]], None
+    chosen = duplicates.once(chosen, groups)
     torch.manual_seed(preset.seed)
     model = checkpoint.build_model(stage, config)
     origin = {"file": None} if start is None else weights.start(stage, config, model, start)
