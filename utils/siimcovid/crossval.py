@@ -7,6 +7,7 @@ folder:
     levels.csv          study_id, the four probabilities, fold
     submission.csv      the ensemble's answer to all these films; submissions/<model>.csv each detector's
     scores.json         model -> average precision of each class and their mean, by the competition's metric
+    shortcuts.json      the study models' score on films with markers and borders covered (shortcuts.py)
     crossval.json       what all folds have in common; another preset is refused this folder
     fold_<K>/           the stages trained without fold K with their manifest, what they predicted of it, and films.csv
                         (image_id, patient_id, side: "train" or "held out")
@@ -27,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from siimcovid import CLASSES, LEVEL_COLUMNS, LEVELS, checkpoint, duplicates, submission, weights
+from siimcovid import CLASSES, LEVEL_COLUMNS, LEVELS, checkpoint, duplicates, shortcuts, submission, weights
 from siimcovid.errors import InputError
 from siimcovid.evaluate import Evaluation, evaluate
 from siimcovid.files import atomic_path, write_json
@@ -105,7 +106,7 @@ def cross_validate(
         for stage in stages:
             path = folder / f"{stage}.safetensors"
             if not path.is_file() or (folder / f"{stage}.resume.pt").is_file():
-                for model in (stage, f"{stage}_flip"):
+                for model in (stage, f"{stage}_flip", f"{stage}_covered"):
                     (folder / f"{model}.csv").unlink(missing_ok=True)
                 shown = known if best_epoch else train
                 fit(stage, override(preset, {"fold": fold}), shown, cache, start, folder)
@@ -244,6 +245,24 @@ def score(competition: Path, images: pd.DataFrame, found: OutOfFold, preset: Pre
     rows = {e.name: {k: None if math.isnan(v) else v for k, v in e.scores.items()} for e in evaluations}
     write_json(out / "scores.json", rows)
     return evaluations
+
+
+def check_shortcuts(found: OutOfFold, cache: Path, out: Path) -> str:
+    """How much the folds' study models lose on films with markers and borders covered; see shortcuts.py.
+
+    Writes study_covered.csv into the folds' folders and shortcuts.json, and returns the latter as text.
+    """
+    tables = []
+    for fold, held_out in found.films.groupby("fold"):
+        folder = out / f"fold_{fold}"
+        path = folder / "study_covered.csv"
+        if not path.is_file():
+            _, config, model = checkpoint.load(folder / "study.safetensors")
+            _write(predict("study", config, model, held_out, cache, change=shortcuts.cover), path)
+        tables.append(read_csv(path, LEVEL_TABLE).astype({name: _kind(name) for name in LEVEL_TABLE}))
+    truth = found.films.drop_duplicates("study_id").set_index("study_id")["level"]
+    comparison = shortcuts.compare(found.levels, study_levels(pd.concat(tables)), truth)
+    return shortcuts.record(comparison, out / "shortcuts.json")
 
 
 def _joined(parts: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:

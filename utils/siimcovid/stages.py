@@ -20,7 +20,7 @@ from tqdm import tqdm
 from siimcovid import LEVELS, cache, checkpoint, duplicates, folds, weights
 from siimcovid.data import SHARED, Films, loader
 from siimcovid.errors import InputError
-from siimcovid.metric import Matches, area, average_precision, falling
+from siimcovid.metric import average_precision, level_precisions
 from siimcovid.models.backbone import for_inference
 from siimcovid.nih import LABELS
 from siimcovid.predict import predict, study_levels
@@ -126,14 +126,8 @@ def measure(stage: str, config: object, model: nn.Module, images: pd.DataFrame, 
         return float(roc_auc_score(truth[:, told], scores[:, told])) if told.any() else math.nan
     table = predict(stage, config, model, images, folder)
     if stage == "study":
-        levels = study_levels(table).set_index("study_id")
-        truth = images.drop_duplicates("study_id").set_index("study_id")["level"].reindex(levels.index)
-        precisions = []
-        for name in LEVELS:
-            order = falling(levels[name].to_numpy())
-            hit = (truth == name).to_numpy()[order]
-            precisions.append(area(Matches(levels[name].to_numpy()[order], hit, int(hit.sum()))))
-        return float(np.nanmean(precisions))
+        truth = images.drop_duplicates("study_id").set_index("study_id")["level"]
+        return level_precisions(study_levels(table), truth)["mean"]
     number = {image_id: k for k, image_id in enumerate(images["image_id"])}
     boxes = [np.asarray(b, float).reshape(-1, 4) for b in images["boxes"]]
     corners = ["x1", "y1", "x2", "y2"]

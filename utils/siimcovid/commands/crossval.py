@@ -54,5 +54,7 @@ def run(args: argparse.Namespace) -> int:
     tables += [evaluate.table_1(evaluations)] if {"rcnn", "yolo"} & set(args.stages) else []
     tables += [evaluate.table_2(evaluations[-1:])] if "study" in args.stages else []
     print("\n\n".join(table.to_string(float_format="{:.3f}".format, na_rep="") for table in tables))
+    if "study" in args.stages:
+        print(crossval.check_shortcuts(found, folder, args.out))
     print(args.out / "scores.json")
     return 0
