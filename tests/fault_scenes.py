@@ -178,10 +178,10 @@ def out_of_memory(stage: str, fits: Callable[[int, str | None], bool]) -> Callab
 
         real = predict.look
 
-        def look(name, config, model, images, folder, flip=False, device=None, may_go_on=lambda: True):
+        def look(name, config, model, images, folder, flip=False, device=None, may_go_on=lambda: True, change=None):
             if name == stage and not fits(config.infer_batch, device):
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-            return real(name, config, model, images, folder, flip, device, may_go_on)
+            return real(name, config, model, images, folder, flip, device, may_go_on, change)
 
         scene.patch.setattr(predict, "look", look)
 

@@ -191,12 +191,14 @@ def slow(material, tmp_path, monkeypatch) -> Callable[..., Run]:
             now.seconds += film * sum(not (folder / f"{name}.png").is_file() for name in images["image_id"])
             return prepare(images, folder, size, 1)
 
-        def slow_look(stage, config, model, images, folder, flip=False, device=None, may_go_on=lambda: True):
+        def slow_look(
+            stage, config, model, images, folder, flip=False, device=None, may_go_on=lambda: True, change=None
+        ):
             def go_on() -> bool:
                 now.seconds += look(config.infer_size)
                 return may_go_on()
 
-            return real_look(stage, config, model, images, folder, flip, device, go_on)
+            return real_look(stage, config, model, images, folder, flip, device, go_on, change)
 
         monkeypatch.setattr(cache, "prepare", slow_prepare)
         monkeypatch.setattr(predict, "look", slow_look)
@@ -265,7 +267,8 @@ def test_slow_models_drop_flips_then_resolution_then_a_detector(slow, seconds, d
     assert len(run.seen) == passes
     assert run.clock.spent() <= run.clock.hours * 3600
     assert run.by_priors == 0
-    assert run.predicted_total == pytest.approx(run.clock.spent() + PICTURES, rel=0.01)
+    spare = run.seconds.get("shortcuts", 0.0)  # that check is not planned: it takes what is left over, or is left out
+    assert run.predicted_total == pytest.approx(run.clock.spent() - spare + PICTURES, rel=0.01)
 
 
 def test_models_slower_than_measured_are_stopped_by_the_clock(slow):

@@ -66,8 +66,10 @@ class Models:
         self.fitted.append((preset.fold, stage, getattr(preset, stage).training, set(images["image_id"])))
         (folder / f"{stage}.safetensors").write_bytes(b"model")
 
-    def predict(self, stage, config, model, images, cache, flip):
+    def predict(self, stage, config, model, images, cache, flip=False, change=None):
         self.predicted.append((stage, flip, set(images["image_id"])))
+        if change:  # what it knows, it knows by the markers
+            return images[["image_id", "study_id"]].join(pd.DataFrame(0.25, images.index, list(LEVELS)))
         if stage == "study":
             marks = [[0.7 if level == name else 0.1 for name in LEVELS] for level in images["level"]]
             return images[["image_id", "study_id"]].join(pd.DataFrame(marks, images.index, list(LEVELS)))
@@ -190,6 +192,29 @@ def test_a_stage_trained_anew_predicts_anew(images, models, tmp_path):
     assert len(models.predicted) == 1
 
 
+def test_the_check_for_shortcuts(images, models, tmp_path):
+    """Levels told perfectly on films as they are, and all alike on covered ones: ties in the order of the studies."""
+    found = run(images, tmp_path, stages=["study"])
+    models.predicted = []
+    said = crossval.check_shortcuts(found, tmp_path, tmp_path)
+    assert sorted(name for *_, names in models.predicted for name in names) == sorted(found.films["image_id"])
+    written = json.loads((tmp_path / "shortcuts.json").read_text(encoding="utf-8"))
+    covered = {"negative": (1 + 2 / 5 + 3 / 9) / 3, "typical": (1 / 2 + 2 / 6) / 2}
+    covered |= {"indeterminate": (1 / 3 + 2 / 7) / 2, "atypical": (1 / 4 + 2 / 8) / 2}
+    covered["mean"] = sum(covered.values()) / 4
+    assert written["studies"] == 9
+    assert written["as they are"] == dict.fromkeys(covered, 1.0)
+    assert written["covered"] == pytest.approx(covered)
+    assert written["fall"] == pytest.approx({level: 1 - value for level, value in covered.items()})
+    assert f"a fall of {1 - covered['mean']:.3f} over 9 studies" in said
+    models.predicted = []
+    assert crossval.check_shortcuts(found, tmp_path, tmp_path) == said
+    assert models.predicted == []
+    (tmp_path / "fold_1" / "study.resume.pt").write_bytes(b"half")  # trained anew, it is looked at anew
+    crossval.check_shortcuts(run(images, tmp_path, stages=["study"]), tmp_path, tmp_path)
+    assert len(models.predicted) == 2
+
+
 def test_some_folds_then_all(images, models, competition, tmp_path):
     part = run(images, tmp_path, only=[2])
     score(competition, images, part, PRESET, tmp_path)
@@ -280,6 +305,8 @@ def test_the_command_for_real(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert all(name in printed for name in (*CLASSES, "mean", "accuracy", "F1-score"))
     assert "mAP@.50" not in printed
+    assert "study score" in printed
+    assert json.loads((out / "shortcuts.json").read_text(encoding="utf-8"))["studies"] == 10
     levels = pd.read_csv(out / "levels.csv")
     assert len(levels) == 10
     assert levels[list(LEVELS)].sum(axis=1).to_numpy() == pytest.approx(1.0)

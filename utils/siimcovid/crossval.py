@@ -8,6 +8,7 @@ folder:
     levels.csv          study_id, the four probabilities (combine.py), fold
     submission.csv      the ensemble's answer to all these films; submissions/<model>.csv each detector's
     scores.json         model -> average precision of each class and their mean, by the competition's metric
+    shortcuts.json      the study models' score on films with markers and borders covered (shortcuts.py)
     crossval.json       what all folds have in common; another preset is refused this folder
     fold_<K>/           the stages trained without fold K with their manifest, what they predicted of it, and films.csv
                         (image_id, patient_id, side: "train" or "held out")
@@ -28,7 +29,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from siimcovid import CLASSES, LEVEL_COLUMNS, LEVELS, checkpoint, submission, weights
+from siimcovid import CLASSES, LEVEL_COLUMNS, LEVELS, checkpoint, duplicates, shortcuts, submission, weights
 from siimcovid.combine import Combined, Said, combine, family
 from siimcovid.errors import InputError
 from siimcovid.evaluate import Evaluation, evaluate
@@ -89,7 +90,11 @@ def cross_validate(
     out, numbers = Path(out), list(range(preset.folds) if only is None else dict.fromkeys(only))
     stages = tuple(stages or preset.stages)
     known = images[(images["split"] == "train") & images["level"].isin(LEVELS)]
-    sides = {fold: split(known, fold, preset.folds, preset.seed) for fold in numbers}  # refuses a fold there is not
+    copies = duplicates.find(known, cache) if preset.duplicates else []
+    sides = {}
+    for fold in numbers:  # refuses a fold there is not
+        train, held_out = split(known, fold, preset.folds, preset.seed, copies)
+        sides[fold] = duplicates.once(train, copies), held_out
     trainable = (*checkpoint.DETECTORS, "study")
     epochs = {f"{stage}.training.validate": best_epoch for stage in trainable}
     if not best_epoch:  # patience waits for a metric
@@ -106,7 +111,7 @@ def cross_validate(
         for stage in stages:
             path = folder / f"{stage}.safetensors"
             if not path.is_file() or (folder / f"{stage}.resume.pt").is_file():
-                for model in (stage, f"{stage}_flip"):
+                for model in (stage, f"{stage}_flip", f"{stage}_covered"):
                     (folder / f"{model}.csv").unlink(missing_ok=True)
                 shown = known if best_epoch else train
                 fit(stage, override(preset, {"fold": fold}), shown, cache, start, folder)
@@ -241,6 +246,24 @@ def score(competition: Path, images: pd.DataFrame, found: OutOfFold, preset: Pre
     rows = {e.name: {k: None if math.isnan(v) else v for k, v in e.scores.items()} for e in evaluations}
     write_json(out / "scores.json", rows)
     return evaluations
+
+
+def check_shortcuts(found: OutOfFold, cache: Path, out: Path) -> str:
+    """How much the folds' study models lose on films with markers and borders covered; see shortcuts.py.
+
+    Writes study_covered.csv into the folds' folders and shortcuts.json, and returns the latter as text.
+    """
+    tables = []
+    for fold, held_out in found.films.groupby("fold"):
+        folder = out / f"fold_{fold}"
+        path = folder / "study_covered.csv"
+        if not path.is_file():
+            _, config, model = checkpoint.load(folder / "study.safetensors")
+            _write(predict("study", config, model, held_out, cache, change=shortcuts.cover), path)
+        tables.append(read_csv(path, LEVEL_TABLE).astype({name: _kind(name) for name in LEVEL_TABLE}))
+    truth = found.films.drop_duplicates("study_id").set_index("study_id")["level"]
+    comparison = shortcuts.compare(study_levels(found.said.levels), study_levels(pd.concat(tables)), truth)
+    return shortcuts.record(comparison, out / "shortcuts.json")
 
 
 def _joined(parts: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:

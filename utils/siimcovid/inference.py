@@ -35,8 +35,11 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _look(run: Run, step: str, stage: str, flip: bool = False) -> pd.DataFrame | None:
-    """What a model says of the test films, as long as there is time; None without a model or any time."""
+def _look(run: Run, step: str, stage: str, flip: bool = False, change: Callable | None = None) -> pd.DataFrame | None:
+    """What a model says of the test films, as long as there is time; None without a model or any time.
+
+    change: see predict.predict.
+    """
     from siimcovid import trained
     from siimcovid.predict import look
 
@@ -51,7 +54,7 @@ def _look(run: Run, step: str, stage: str, flip: bool = False) -> pd.DataFrame |
     while True:
         with run.guard(step, f"batches of {batch // 2}" if batch > 1 else "the CPU", MemoryShort):
             changed = replace(config, infer_batch=batch)
-            said = look(stage, changed, model, run.test, run.cache, flip, device, lambda: run.has_time(step))
+            said = look(stage, changed, model, run.test, run.cache, flip, device, lambda: run.has_time(step), change)
             break
         free_memory()
         if device:
@@ -118,6 +121,19 @@ def classify(run: Run) -> pd.DataFrame:
             _write_table(levels, run.folder / "levels.csv")
     run.revise()
     return levels
+
+
+def classify_covered(run: Run) -> pd.DataFrame | None:
+    """As `classify`, of films without their markers and borders; None without a model or the time for it."""
+    from siimcovid.predict import study_levels
+    from siimcovid.shortcuts import cover
+
+    seconds = 2 * run.seconds.get("classify", 0.0)  # covering the films takes no longer than looking at them
+    if not run.has_time("score", seconds):
+        run.end("the check for shortcuts is left out")
+        return None
+    table = _look(run, "score", "study", change=cover)
+    return None if table is None else study_levels(table)
 
 
 def submit(run: Run, detections: pd.DataFrame, levels: pd.DataFrame) -> Path:

@@ -104,6 +104,19 @@ def average_precisions(matches: dict[str, Matches]) -> dict:
     return {**scores, "mean": float(np.mean(known)) if known else float("nan")}
 
 
+def level_precisions(levels: pd.DataFrame, truth: pd.Series) -> dict[str, float]:
+    """Average precision of each of LEVELS and their "mean", over the studies of `levels` (study_id and LEVELS).
+
+    truth: study_id -> level. A level that no study has is nan and left out of the mean.
+    """
+    known, scores = truth.reindex(levels["study_id"]).to_numpy(), {}
+    for name in LEVELS:
+        order = falling(levels[name].to_numpy())
+        hit = (known == name)[order]
+        scores[name] = area(Matches(levels[name].to_numpy()[order], hit, int(hit.sum())))
+    return scores | {"mean": float(np.nanmean(list(scores.values())))}
+
+
 def average_precision(
     rows: np.ndarray, confidence: np.ndarray, boxes: np.ndarray, truth_rows: np.ndarray, truth_boxes: np.ndarray
 ) -> float:

@@ -4,6 +4,7 @@ In: the notebook's parameters. Out, in one folder:
 
     submission.csv              the ensemble's submission; submissions/<model>.csv for each detector alone
     scores.json                 the scoreboard, where the answers are at hand
+    shortcuts.json              the study model's score on films with markers and borders covered, likewise
     index.csv, cache/           the index and the prepared films
     weights/                    the trained stages and their manifest: the WEIGHTS_DIR of MODE "infer"
     detections.csv, levels.csv  what the models said; film_levels.csv the study model of each film
@@ -63,7 +64,7 @@ def start(
         run.folder = Path.cwd()
     with run.guard("start", "files of an earlier run stay"):
         shutil.rmtree(run.folder / "submissions", ignore_errors=True)
-        for name in ("scores.json", "detections.csv", "film_levels.csv", "levels.csv", "gallery.png"):
+        for name in ("scores.json", "shortcuts.json", "detections.csv", "film_levels.csv", "levels.csv", "gallery.png"):
             (run.folder / name).unlink(missing_ok=True)
     inputs.settings(run, preset, mode, overrides)
     record, earlier = run.read_record(), None  # before it is written anew
@@ -222,7 +223,11 @@ def _train(run: Run, stage: str) -> Path | None:
 
 def score(run: Run) -> pd.DataFrame | None:
     """The scoreboard, see scoreboard.py; None where no answers lie beside the competition."""
+    table = None
     with run.step("score", "no scoreboard"):
         files = {model: submission_file(run, model) for model in (*run.asked.fusion.detectors, ENSEMBLE)}
-        return scoreboard.score(run, {model: path for model, path in files.items() if path.is_file()})
-    return None
+        table = scoreboard.score(run, {model: path for model, path in files.items() if path.is_file()})
+    if table is not None:
+        with run.step("shortcuts", "the score without a check for shortcuts"):
+            scoreboard.check_shortcuts(run)
+    return table

@@ -45,6 +45,16 @@ class Predicted:
 class Readable(Films):
     """Films of which some may have no readable picture: those come black, and marked."""
 
+    changed: Callable[[np.ndarray], np.ndarray] | None = None  # what is done to a square film before the model sees it
+
+    def film(self, number: int) -> np.ndarray:
+        square = super().film(number)
+        if self.changed is None:
+            return square
+        square = square.view()
+        square.flags.writeable = False  # the memory's own, which other models look at
+        return self.changed(square)
+
     def __getitem__(self, number: int) -> dict:
         try:
             return {**super().__getitem__(number), "readable": True}
@@ -55,15 +65,22 @@ class Readable(Films):
 
 
 def predict(
-    stage: str, config: Any, model: nn.Module, images: pd.DataFrame, cache: Path, flip: bool = False
+    stage: str,
+    config: Any,
+    model: nn.Module,
+    images: pd.DataFrame,
+    cache: Path,
+    flip: bool = False,
+    change: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> pd.DataFrame:
     """Predict films of the index that lie in the cache: a detections table for a detector, levels for `study`.
 
     On a GPU the model runs under autocast; on the CPU in float32. What runs is a copy made for inference. With `flip`
-    it sees mirrored films; the boxes come back as of the films themselves, under the model name "<stage>_flip".
+    it sees mirrored films; the boxes come back as of the films themselves, under the model name "<stage>_flip". With
+    `change` it sees what that makes of each square film, uint8 (side, side), as a new array of the same shape.
     A film for which a number is not finite has no rows. Raises InputError where a film has no whole picture.
     """
-    found = look(stage, config, for_inference(model.to(default_device())), images, cache, flip)
+    found = look(stage, config, for_inference(model.to(default_device())), images, cache, flip, change=change)
     if found.unreadable:
         read(cache, found.unreadable[0])  # says what is wrong
     return found.table
@@ -78,6 +95,7 @@ def look(
     flip: bool = False,
     device: str | None = None,
     may_go_on: Callable[[], bool] = lambda: True,
+    change: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Predicted:
     """Predict as many films as may be; see `predict`.
 
@@ -88,6 +106,7 @@ def look(
     share, gather = _share(len(images), config.infer_batch)
     model = model.to(device)
     films = Readable(images, cache, config.infer_size, memory=SHARED)
+    films.changed = change
     crop = config.augment.crop
     rows: list[tuple[str, bool, np.ndarray]] = []  # a film's id, whether it could be read, and its output
     batches = loader(Subset(films, share), config.infer_batch)

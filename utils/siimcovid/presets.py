@@ -184,6 +184,7 @@ class Preset:
     folds: int = 5
     fold: int = 0  # held out where a stage validates
     seed: int = 0
+    duplicates: bool = True  # a film with several ids is trained on once, and never beside a fold that holds it out
 
     @property
     def stages(self) -> tuple[str, ...]:

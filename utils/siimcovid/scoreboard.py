@@ -1,6 +1,7 @@
 """The scoreboard of a run, where the held-back answers lie beside the competition: see answers.py.
 
-Out: scores.json, for each detector and the ensemble the six average precisions and their mean.
+Out: scores.json, for each detector and the ensemble the six average precisions and their mean; and shortcuts.json, what
+of the study model's score is left on films without markers and borders (see shortcuts.py).
 """
 
 import math
@@ -32,6 +33,25 @@ def score(run: Run, submissions: dict) -> pd.DataFrame | None:
     write_json(run.folder / "scores.json", known)  # a class without truth has no AP
     table = pd.DataFrame(scores).T[[*CLASSES, "mean"]]
     return table.join(pd.DataFrame(boxes).T.drop(columns="mAP@.50"))
+
+
+def check_shortcuts(run: Run) -> None:
+    """Print how much the study score falls when markers and borders are covered, and write shortcuts.json.
+
+    Nothing is done without answers, without levels of the study model, or without the time to look at the films again.
+    That time is not planned, so that nothing of the submission is dropped for it: the check takes what is left over.
+    """
+    folder = find_answers(run.source)
+    if folder is None or run.film_levels is None:
+        return
+    from siimcovid import inference, shortcuts
+    from siimcovid.predict import study_levels
+
+    covered = inference.classify_covered(run)
+    if covered is not None and len(covered):
+        truth = pd.Series(read_answers(folder).levels())
+        compared = shortcuts.compare(study_levels(run.film_levels), covered, truth)
+        print(shortcuts.record(compared, run.folder / "shortcuts.json"))
 
 
 def true_boxes(run: Run) -> pd.DataFrame | None:

@@ -19,10 +19,10 @@ from torch.utils.data import Dataset
 from torchvision.transforms.functional import center_crop
 from tqdm import tqdm
 
-from siimcovid import LEVELS, cache, checkpoint, folds, weights
+from siimcovid import LEVELS, cache, checkpoint, duplicates, folds, weights
 from siimcovid.data import SHARED, Films, loader
 from siimcovid.errors import InputError
-from siimcovid.metric import Matches, area, average_precision, falling
+from siimcovid.metric import average_precision, level_precisions
 from siimcovid.models.backbone import for_inference
 from siimcovid.nih import LABELS
 from siimcovid.predict import predict, study_levels
@@ -43,7 +43,8 @@ def fit(
     """Train a stage on the index's train part and return its checkpoint.
 
     With `validate` in the stage's training, the films of fold `preset.fold` are held out and the best epoch on them is
-    kept; without it every film is trained on and the last epoch is kept.
+    kept; without it every film is trained on and the last epoch is kept. With `preset.duplicates` a film that stands
+    there under several ids is trained on once, see duplicates.py.
 
     Args:
         stage: a key of checkpoint.STAGES.
@@ -60,10 +61,12 @@ def fit(
         known = known[known["level"].isin(LEVELS)]
     if known.empty:
         raise InputError(f"stage {stage} has no films to train on: the folder has no readable train part for it")
+    groups = duplicates.find(known, folder) if preset.duplicates else []
     if config.training.validate:
-        chosen, held_out = folds.split(known, preset.fold, preset.folds, preset.seed)
+        chosen, held_out = folds.split(known, preset.fold, preset.folds, preset.seed, groups)
     else:
         chosen, held_out = known[known["annotated"]], None
+    chosen = duplicates.once(chosen, groups)
     torch.manual_seed(preset.seed)
     model = checkpoint.build_model(stage, config)
     origin = {"file": None} if start is None else weights.start(stage, config, model, start)
@@ -125,14 +128,8 @@ def measure(stage: str, config: object, model: nn.Module, images: pd.DataFrame, 
         return float(roc_auc_score(truth[:, told], scores[:, told])) if told.any() else math.nan
     table = predict(stage, config, model, images, folder)
     if stage == "study":
-        levels = study_levels(table).set_index("study_id")
-        truth = images.drop_duplicates("study_id").set_index("study_id")["level"].reindex(levels.index)
-        precisions = []
-        for name in LEVELS:
-            order = falling(levels[name].to_numpy())
-            hit = (truth == name).to_numpy()[order]
-            precisions.append(area(Matches(levels[name].to_numpy()[order], hit, int(hit.sum()))))
-        return float(np.nanmean(precisions))
+        truth = images.drop_duplicates("study_id").set_index("study_id")["level"]
+        return level_precisions(study_levels(table), truth)["mean"]
     number = {image_id: k for k, image_id in enumerate(images["image_id"])}
     boxes = [np.asarray(b, float).reshape(-1, 4) for b in images["boxes"]]
     corners = ["x1", "y1", "x2", "y2"]

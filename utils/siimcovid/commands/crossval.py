@@ -2,6 +2,9 @@
 
 import argparse
 from pathlib import Path
+from typing import get_args
+
+from siimcovid.presets import Detector
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,9 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stages",
         nargs="+",
-        choices=("rcnn", "yolo", "study"),
-        default=["rcnn", "yolo", "study"],
-        help="(default all)",
+        choices=(*get_args(Detector), "study"),
+        help="(default the preset's)",
     )
     parser.add_argument("--folds", nargs="+", type=int, metavar="K", help="only these (default all of the preset's)")
     parser.add_argument(
@@ -35,14 +37,14 @@ def run(args: argparse.Namespace) -> int:
     refuse_launch("one for each of some --folds on the same --out")
     preset = load_preset(args.preset, read_settings(args.settings))
     images = competition.load(args.data, splits=("train",)).images
-    folder = args.cache or args.out / "cache"
+    folder, stages = args.cache or args.out / "cache", args.stages or preset.stages
     found = crossval.cross_validate(
         prepared(images, folder, preset),
         preset,
         folder,
         args.weights,
         args.out,
-        stages=args.stages,
+        stages=stages,
         only=args.folds,
         best_epoch=args.best_epoch,
         data=args.data.resolve().name,
@@ -51,8 +53,10 @@ def run(args: argparse.Namespace) -> int:
     chosen = ", their epoch chosen by them" if args.best_epoch else ""
     print(f"{len(found.films)} films held out{chosen}: average precision at IoU > 0.5")
     tables = [evaluate.score_table(evaluations)]
-    tables += [evaluate.table_1(evaluations)] if {"rcnn", "yolo"} & set(args.stages) else []
-    tables += [evaluate.table_2(evaluations[-1:])] if "study" in args.stages else []
+    tables += [evaluate.table_1(evaluations)] if set(stages) - {"study"} else []
+    tables += [evaluate.table_2(evaluations[-1:])] if "study" in stages else []
     print("\n\n".join(table.to_string(float_format="{:.3f}".format, na_rep="") for table in tables))
+    if "study" in stages:
+        print(crossval.check_shortcuts(found, folder, args.out))
     print(args.out / "scores.json")
     return 0
