@@ -16,17 +16,15 @@ from torch import Tensor, nn
 from siimcovid.errors import InputError
 from siimcovid.files import atomic_path, write_json
 from siimcovid.overrides import from_dict, to_dict
-from siimcovid.presets import BackboneConfig, RcnnConfig, StudyConfig, YoloConfig
+from siimcovid.presets import STAGES
 
-#: stage -> the dataclass of its configuration; its model is built by `siimcovid.models.<stage>`.
-STAGES: dict[str, type] = {"backbone": BackboneConfig, "rcnn": RcnnConfig, "yolo": YoloConfig, "study": StudyConfig}
 DETECTORS = ("rcnn", "yolo")
 #: The stages whose models make a submission.
 SUBMISSION_STAGES = (*DETECTORS, "study")
 
 
 def build_model(stage: str, config: Any) -> nn.Module:
-    """The stage's model with random weights."""
+    """The stage's model with random weights; a stage of presets.STAGES is built by `siimcovid.models.<stage>`."""
     return importlib.import_module(f"siimcovid.models.{stage}").build(config)
 
 
