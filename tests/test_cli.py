@@ -32,7 +32,7 @@ def test_bad_input_is_a_sentence(arguments, said, capsys):
     assert "Traceback" not in error
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["validate", "--help"], ["--version"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["validate", "--help"], ["train", "--help"], ["--version"]])
 def test_answers_without_heavy_imports(arguments):
     """torch, pandas and numpy take seconds to import, and no help text needs them."""
     code = (

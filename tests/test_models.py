@@ -1,18 +1,24 @@
 """Models: both presets build, train a step and predict; none of the known traps of geometry and normalisation."""
 
+import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from torchvision.ops import box_convert, complete_box_iou_loss, generalized_box_iou_loss
+from torchvision.ops import box_convert, box_iou, complete_box_iou_loss, generalized_box_iou_loss
 
+from siimcovid import checkpoint
 from siimcovid.checkpoint import build_model
+from siimcovid.errors import InputError
 from siimcovid.models import backbone
+from siimcovid.models.pyramid import Pyramid
 from siimcovid.models.yolo import ComputeLoss
 from siimcovid.presets import FULL, SMALL
 
+DETECTORS = ["rcnn", "yolo", "retinanet"]
 BOXES = [torch.tensor([[0.1, 0.2, 0.4, 0.8], [0.6, 0.2, 0.9, 0.7]]), torch.empty(0, 4)]
 
 
@@ -24,7 +30,7 @@ def make_batch(side: int) -> dict:
 
 
 @pytest.mark.parametrize("preset", [FULL, SMALL], ids=lambda preset: preset.name)
-@pytest.mark.parametrize("stage", ["backbone", "rcnn", "yolo", "study"])
+@pytest.mark.parametrize("stage", checkpoint.STAGES)
 def test_builds_and_steps(stage, preset):
     """A forward, loss and backward of the whole model at 64 pixels: the weights are those of the real size."""
     torch.manual_seed(0)
@@ -43,8 +49,9 @@ def test_builds_and_steps(stage, preset):
     ("stage", "millions"),
     # ResNeXt-101 32x8d: 88.8 M parameters, 86.7 M without its classifier, 0.2 M of them norms (buffers in the detector,
     # where they are frozen). torchvision's pyramid, proposals and box head: 17.7 M. YOLOv5l for one class: 46.1 M
-    # (46.5 M for 80 in the package's table). The study head, 2048 x 1024 + 1024 x 4 and biases: 2.1 M.
-    [("backbone", 86.8), ("rcnn", 104.1), ("yolo", 46.1), ("study", 88.8)],
+    # (46.5 M for 80 in the package's table). The study head, 2048 x 1024 + 1024 x 4 and biases: 2.1 M. RetinaNet's
+    # pyramid from 512, 1024 and 2048 channels to 256: 8.0 M, its eight tower convolutions and two outputs: 4.8 M.
+    [("backbone", 86.8), ("rcnn", 104.1), ("yolo", 46.1), ("retinanet", 99.3), ("study", 88.8)],
 )
 def test_full_has_the_reports_size(stage, millions):
     model = build_model(stage, getattr(FULL, stage))
@@ -62,9 +69,10 @@ def test_study_head_is_the_reports():
         assert layer.bias.abs().max() == 0
 
 
-def test_rcnn_sees_the_size_that_it_is_given():
+@pytest.mark.parametrize("stage", ["rcnn", "retinanet"])
+def test_torchvisions_detectors_see_the_size_that_they_are_given(stage):
     """The first convolution gets S x S and values normalised once, whatever size the model was built for."""
-    model = build_model("rcnn", SMALL.rcnn).eval()
+    model = build_model(stage, getattr(SMALL, stage)).eval()
     seen = []
     model.detector.backbone.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
     white = torch.full((1, 1, 320, 320), 255, dtype=torch.uint8)
@@ -74,7 +82,7 @@ def test_rcnn_sees_the_size_that_it_is_given():
     assert torch.allclose(seen[0].mean(dim=(0, 2, 3)), torch.tensor(expected), atol=1e-5)
 
 
-@pytest.mark.parametrize("stage", ["rcnn", "yolo"])
+@pytest.mark.parametrize("stage", DETECTORS)
 def test_predicts_fractions(stage):
     torch.manual_seed(0)
     config = replace(getattr(SMALL, stage), score_threshold=0.0)
@@ -85,6 +93,133 @@ def test_predicts_fractions(stage):
         assert 0 < len(scores) <= config.max_boxes
         assert ((boxes >= 0) & (boxes <= 1)).all()
         assert (scores[:-1] >= scores[1:]).all()
+
+
+@pytest.mark.parametrize(
+    # steps from random weights of batches without luck in the proposals, which Faster R-CNN samples
+    ("stage", "rate", "falls_to"),
+    [("rcnn", 1e-3, 0.8), ("yolo", 1e-3, 0.8), ("retinanet", 1e-3, 0.5)],
+)
+def test_learns_two_films_by_heart(stage, rate, falls_to):
+    """One with boxes, one without: every loss stays finite and their sum falls."""
+    torch.manual_seed(0)
+    model = build_model(stage, getattr(SMALL, stage)).train()
+    optimizer, sums = torch.optim.AdamW(model.parameters(), rate), []
+    for _ in range(30):
+        losses = model(make_batch(96))
+        assert all(torch.isfinite(loss) for loss in losses.values())
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 10)
+        optimizer.step()
+        sums.append(sum(losses.values()).item())
+    assert sum(sums[-5:]) < falls_to * sum(sums[:5])
+
+
+@pytest.mark.parametrize("stage", DETECTORS)
+def test_a_batch_of_films_without_boxes_trains(stage):
+    torch.manual_seed(0)
+    model = build_model(stage, getattr(SMALL, stage)).train()
+    losses = model(make_batch(64) | {"boxes": [torch.empty(0, 4)] * 2})
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    sum(losses.values()).backward()
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("stage", DETECTORS)
+def test_reloads_the_same_bytes(stage, tmp_path: Path):
+    """A checkpoint rebuilds its model from the file alone: the same tensors bit by bit, and the same boxes."""
+    torch.manual_seed(0)
+    config, films = getattr(SMALL, stage), make_batch(64)["images"]
+    model = build_model(stage, config).eval()
+    checkpoint.save(tmp_path / "model.safetensors", model, stage, config)
+    name, loaded_config, loaded = checkpoint.load(tmp_path / "model.safetensors")
+    assert (name, loaded_config) == (stage, config)
+    tensors = loaded.state_dict()
+    assert list(tensors) == list(model.state_dict())
+    assert all(value.numpy().tobytes() == tensors[key].numpy().tobytes() for key, value in model.state_dict().items())
+    for before, after in zip(model.predict(films), loaded.predict(films), strict=True):
+        assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
+
+
+def with_head_output(model: nn.Module, side: int, boxes: torch.Tensor, surer: float) -> torch.Tensor:
+    """Let a RetinaNet's head say `boxes` (fractions) at the anchor nearest to each, with logit `surer` for the first
+    and one less for each after it, and -20 everywhere else; returns how well the anchors fit, as IoU."""
+    detector = model.detector
+    images = torch.zeros(1, 3, side, side)
+    maps = list(detector.backbone(images).values())
+    (anchors,) = detector.anchor_generator(detector.transform(images)[0], maps)
+    fit, nearest = box_iou(boxes * side, anchors).max(dim=1)
+    logits, offsets = torch.full((1, len(anchors), 1), -20.0), torch.zeros(1, len(anchors), 4)
+    logits[0, nearest, 0] = surer - torch.arange(len(boxes))
+    offsets[0, nearest] = detector.box_coder.encode_single(boxes * side, anchors[nearest])
+    said = {"cls_logits": logits, "bbox_regression": offsets}
+    detector.head.forward = lambda maps: {key: value.expand(len(maps[0]), -1, -1) for key, value in said.items()}
+    return fit
+
+
+@pytest.mark.parametrize("side", [64, 96, 256])
+def test_retinanet_round_trip(side):
+    """What the head says in offsets from anchors in pixels comes back as the fractions it was, whatever the side."""
+    model = build_model("retinanet", SMALL.retinanet).eval()
+    with_head_output(model, side, BOXES[0], surer=2.0)
+    ((boxes, scores),) = model.predict(torch.zeros(1, 1, side, side, dtype=torch.uint8))
+    assert torch.allclose(boxes, BOXES[0], atol=1e-5)
+    assert scores.tolist() == pytest.approx([1 / (1 + math.exp(-2)), 1 / (1 + math.exp(-1))])
+
+
+@pytest.mark.parametrize("box_loss", ["smooth_l1", "GIoU"])
+def test_retinanet_losses_are_the_papers(box_loss):
+    """Focal loss with alpha 1/4 and gamma 2 (Lin et al. 2017, equation 5), per anchor that is at a box of the batch.
+
+    On the first film one anchor at each of two boxes knows it, so their offsets have no loss; on the second, which has
+    no boxes, the same answers are wrong.
+    """
+    torch.manual_seed(0)
+    single = {"anchor_sides": (8, 48, 96), "anchor_scales": (1.0,), "anchor_ratios": (1.0,)}
+    model = build_model("retinanet", replace(SMALL.retinanet, box_loss=box_loss, **single)).train()
+    # anchors themselves, at corners of cells; no other overlaps them by half
+    boxes = torch.tensor([[36.0, 60.0, 44.0, 68.0], [76.0, 20.0, 84.0, 28.0]]) / 128
+    assert with_head_output(model, 128, boxes, surer=1.0).tolist() == pytest.approx([1, 1])
+    losses = model({"images": torch.zeros(2, 1, 128, 128, dtype=torch.uint8), "boxes": [boxes, BOXES[1]]})
+    right = sum(-0.25 * (1 - p) ** 2 * math.log(p) for p in (1 / (1 + math.exp(-1)), 1 / 2))
+    wrong = sum(-0.75 * p**2 * math.log(1 - p) for p in (1 / (1 + math.exp(-1)), 1 / 2))
+    assert losses["classification"].item() == pytest.approx((right + wrong) / 2, rel=1e-4)
+    assert losses["bbox_regression"].item() == pytest.approx(0, abs=1e-6)
+
+
+def test_retinanet_joins_films_without_mixing_their_boxes():
+    """With as many anchors at boxes on each film, the batch's losses are the means of the films' own."""
+    torch.manual_seed(0)
+    model = build_model("retinanet", SMALL.retinanet).train()
+    batch = make_batch(128)
+    images, boxes = batch["images"], [BOXES[0][:1], BOXES[0][:1] + torch.tensor([0.25, 0, 0.25, 0])]
+    whole = model({"images": images, "boxes": boxes})
+    alone = [model({"images": images[k : k + 1], "boxes": boxes[k : k + 1]}) for k in (0, 1)]
+    for name, loss in whole.items():
+        assert loss.item() == pytest.approx((alone[0][name] + alone[1][name]).item() / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("first_stage", "sides", "maps"),
+    [
+        (2, 3, [8, 4, 2]),
+        (2, 4, [8, 4, 2, 1]),
+        (2, 5, [8, 4, 2, 1, 1]),
+        (1, 4, [16, 8, 4, 2]),
+        (1, 3, None),
+        (2, 6, None),
+    ],
+)
+def test_pyramid_has_a_level_for_each_anchor_side(first_stage, sides, maps):
+    """Sides of the maps of a film of 64 pixels, finest first; None is refused."""
+    config = replace(SMALL.retinanet, first_stage=first_stage, anchor_sides=(32,) * sides)
+    if maps is None:
+        with pytest.raises(InputError, match=f"anchor_sides names {sides}"):
+            Pyramid(config)
+        return
+    found = list(Pyramid(config)(torch.zeros(1, 3, 64, 64)).values())
+    assert [tuple(m.shape) for m in found] == [(1, config.pyramid_channels, side, side) for side in maps]
 
 
 @pytest.mark.parametrize(("kind", "generalised"), [("GIoU", generalized_box_iou_loss), ("CIoU", complete_box_iou_loss)])

@@ -6,7 +6,7 @@ import pytest
 
 from siimcovid.errors import InputError
 from siimcovid.overrides import from_dict, leaf_keys, to_dict
-from siimcovid.presets import FULL, PRESETS, Preset, load_preset
+from siimcovid.presets import FULL, PRESETS, STAGES, Preset, RetinanetConfig, load_preset
 
 #: Dotted key, value, and where the report says so.
 REPORT = [
@@ -84,6 +84,25 @@ REPORT = [
     ("fusion.weights", (1.0, 1.0), "3.3"),
 ]
 
+#: Dotted key, value, and where Lin et al. 2017 ("Focal Loss for Dense Object Detection") say so.
+PAPER = [
+    ("retinanet.anchor_sides", (32, 64, 128, 256, 512), "4, Anchors"),
+    ("retinanet.anchor_scales", (1, 2 ** (1 / 3), 2 ** (2 / 3)), "4, Anchors"),
+    ("retinanet.anchor_ratios", (0.5, 1, 2), "4, Anchors"),
+    ("retinanet.first_stage", 2, "4, Feature Pyramid Network Backbone: from level 3, stride 8"),
+    ("retinanet.pyramid_channels", 256, "4, Feature Pyramid Network Backbone"),
+    ("retinanet.tower_convolutions", 4, "4, Classification Subnet"),
+    ("retinanet.tower_groups", 0, "4, Classification Subnet"),
+    ("retinanet.box_loss", "smooth_l1", "4.1, Optimization"),
+    ("retinanet.candidates", 1000, "4.1, Inference"),
+    ("retinanet.nms_iou", 0.5, "4.1, Inference"),
+    ("retinanet.training.optimizer", "sgd", "4.1, Optimization"),
+    ("retinanet.training.nominal_batch", 16, "4.1, Optimization"),
+    ("retinanet.training.learning_rate", 0.01, "4.1, Optimization"),
+    ("retinanet.training.momentum", 0.9, "4.1, Optimization"),
+    ("retinanet.training.weight_decay", 0.0001, "4.1, Optimization"),
+]
+
 
 def value_at(preset: Preset, key: str) -> object:
     for part in key.split("."):
@@ -94,6 +113,16 @@ def value_at(preset: Preset, key: str) -> object:
 @pytest.mark.parametrize(("key", "value", "section"), REPORT)
 def test_full_holds_the_reports_numbers(key, value, section):
     assert value_at(FULL, key) == value, f"report, section {section}"
+
+
+@pytest.mark.parametrize(("key", "value", "section"), PAPER)
+def test_full_holds_the_papers_numbers(key, value, section):
+    assert value_at(FULL, key) == value, f"Lin et al. 2017, section {section}"
+
+
+def test_stages_are_what_a_preset_trains():
+    assert list(STAGES) == ["backbone", "rcnn", "yolo", "retinanet", "study"]
+    assert STAGES["retinanet"] is RetinanetConfig
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -16,6 +16,7 @@ CHAIN = [
     ("backbone", "nih", None),
     ("yolo", "rsna", "backbone.safetensors"),
     ("rcnn", "competition", "backbone.safetensors"),
+    ("retinanet", "competition", "backbone.safetensors"),
     ("study", "competition", "backbone.safetensors"),
 ]
 

@@ -121,7 +121,10 @@ def test_damaged_weights_are_refused_by_name(imagenet, tmp_path):
         weights.read_manifest(tmp_path)
 
 
-@pytest.mark.parametrize(("stage", "left"), [("rcnn", "rpn"), ("yolo", "model.model.24"), ("study", "head")])
+@pytest.mark.parametrize(
+    ("stage", "left"),
+    [("rcnn", "rpn"), ("yolo", "model.model.24"), ("retinanet", "detector.head"), ("study", "head")],
+)
 def test_start_takes_the_backbone_and_says_what_it_left(imagenet, stage, left):
     config = getattr(SMALL, stage)
     model = checkpoint.build_model(stage, config)
@@ -180,7 +183,7 @@ def test_a_trained_backbone_goes_before_the_published_one(imagenet, tmp_path):
     preset = load_preset("small")
     weights.register_trained(tmp_path / "backbone.safetensors", "backbone", preset, "nothing")
     weights.import_weights("efficientnet_lite0", None, tmp_path)
-    for stage in ("rcnn", "yolo", "study"):
+    for stage in ("rcnn", "yolo", "retinanet", "study"):
         config = getattr(preset, stage)
         model = checkpoint.build_model(stage, config)
         origin = weights.start(stage, config, model, tmp_path)

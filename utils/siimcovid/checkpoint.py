@@ -16,17 +16,16 @@ from torch import Tensor, nn
 from siimcovid.errors import InputError
 from siimcovid.files import atomic_path, write_json
 from siimcovid.overrides import from_dict, to_dict
-from siimcovid.presets import FULL, BackboneConfig, Detector, RcnnConfig, StudyConfig, YoloConfig
+from siimcovid.presets import FULL, STAGES, Detector
 
-#: stage -> the dataclass of its configuration; its model is built by `siimcovid.models.<stage>`.
-STAGES: dict[str, type] = {"backbone": BackboneConfig, "rcnn": RcnnConfig, "yolo": YoloConfig, "study": StudyConfig}
+#: The detectors there are; preset.fusion.detectors says which of them run.
 DETECTORS: tuple[str, ...] = get_args(Detector)
 #: The stages whose models make a submission of the report's system.
 SUBMISSION_STAGES = FULL.stages
 
 
 def build_model(stage: str, config: Any) -> nn.Module:
-    """The stage's model with random weights."""
+    """The stage's model with random weights; a stage of presets.STAGES is built by `siimcovid.models.<stage>`."""
     return importlib.import_module(f"siimcovid.models.{stage}").build(config)
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from sklearn.linear_model import LogisticRegression
 
-from siimcovid import CLASSES, LEVELS, weights
+from siimcovid import CLASSES, weights
 from siimcovid.combine import (
     Combined,
     Said,
@@ -39,7 +39,7 @@ from siimcovid.combine import (
 )
 from siimcovid.errors import InputError
 from siimcovid.files import write_json
-from siimcovid.metric import Matches, area, average_precision, falling, match
+from siimcovid.metric import Matches, area, average_precision, falling, level_precisions, match
 from siimcovid.overrides import override
 from siimcovid.predict import study_levels
 from siimcovid.presets import Preset
@@ -66,15 +66,19 @@ def class_scores(answer: Combined, images: pd.DataFrame) -> dict[str, float]:
     images: the index's rows of the films answered, with their true boxes and levels. The competition's metric
     (metric.py), on tables in place of files.
     """
-    studies = images.drop_duplicates("study_id").set_index("study_id")["level"]
-    truth = studies.reindex(answer.levels["study_id"]).to_numpy()
-    scores = {name: _ranked(answer.levels[name].to_numpy(), truth == name) for name in LEVELS}
+    scores = level_precisions(answer.levels, true_levels(images))
     none = images.set_index("image_id")["boxes"].map(len).reindex(answer.none.index) == 0
-    scores["none"] = _ranked(answer.none.to_numpy(), none.to_numpy())
+    order = falling(answer.none.to_numpy())
+    scores["none"] = area(Matches(answer.none.to_numpy()[order], none.to_numpy()[order], int(none.sum())))
     scores["opacity"] = opacity_score(answer.detections, images)
     scores = {name: scores[name] for name in CLASSES}
     known = [value for value in scores.values() if not np.isnan(value)]
     return {**scores, "mean": float(np.mean(known)) if known else float("nan")}
+
+
+def true_levels(images: pd.DataFrame) -> pd.Series:
+    """study_id -> level, of an index."""
+    return images.drop_duplicates("study_id").set_index("study_id")["level"]
 
 
 def opacity_score(boxes: pd.DataFrame, images: pd.DataFrame) -> float:
@@ -96,11 +100,6 @@ def _against(boxes: pd.DataFrame, images: pd.DataFrame) -> tuple[np.ndarray, ...
         rows,
         np.concatenate([*true, np.empty((0, 4))]),
     )
-
-
-def _ranked(confidence: np.ndarray, true: np.ndarray) -> float:
-    order = falling(confidence)
-    return area(Matches(confidence[order], true[order], int(true.sum())))
 
 
 def fit_calibration(said: Said, images: pd.DataFrame, preset: Preset) -> dict[str, Any]:
@@ -162,12 +161,10 @@ def fit_negative(said: Said, images: pd.DataFrame, preset: Preset) -> dict[str, 
     """The share of `none` in `negative` that makes the levels' mean average precision highest."""
     boxes = ensemble(said, preset.fusion)
     none = film_none(said, boxes, preset)
-    levels = study_levels(said.levels)
-    truth = images.drop_duplicates("study_id").set_index("study_id")["level"].reindex(levels["study_id"]).to_numpy()
+    levels, truth = study_levels(said.levels), true_levels(images)
 
     def score(changes: dict[str, Any]) -> float:
-        graded = regraded(levels, none, said, override(preset, changes).crosstalk)
-        return float(np.nanmean([_ranked(graded[name].to_numpy(), truth == name) for name in LEVELS]))
+        return level_precisions(regraded(levels, none, said, override(preset, changes).crosstalk), truth)["mean"]
 
     return _best([{"crosstalk.negative_none": share} for share in SHARES], score)
 

@@ -9,7 +9,7 @@ folder:
     submission.csv      the ensemble's answer to all these films; submissions/<model>.csv each detector's
     scores.json         model -> average precision of each class and their mean, by the competition's metric
     shortcuts.json      the study models' score on films with markers and borders covered (shortcuts.py)
-    crossval.json       what all folds have in common; another preset is refused this folder
+    crossval.json       what all folds have in common; a preset that differs in it is refused this folder
     fold_<K>/           the stages trained without fold K with their manifest, what they predicted of it, and films.csv
                         (image_id, patient_id, side: "train" or "held out")
 
@@ -102,7 +102,7 @@ def cross_validate(
     preset = override(preset, epochs)
     refuse_seen(start, stages, data)
     facts = to_dict(preset)
-    _claim(out / "crossval.json", {key: facts[key] for key in (*trainable, *SHARED)})
+    _claim(out / "crossval.json", {key: facts[key] for key in (*preset.stages, *SHARED)})
 
     detections, levels, trained = [], [], {}
     for fold, (train, held_out) in sides.items():
@@ -155,9 +155,10 @@ def refuse_seen(start: Path | None, stages: Iterable[str], data: str) -> None:
 
 
 def _claim(path: Path, facts: dict) -> None:
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != facts:
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if any(before[key] != facts[key] for key in before.keys() & facts.keys()):
         raise InputError(f"{path} is of a cross-validation with another preset; give this one another folder")
-    write_json(path, facts)
+    write_json(path, before | facts)
 
 
 def _patients_seen(folder: Path, train: pd.DataFrame, held_out: pd.DataFrame) -> set[str]:

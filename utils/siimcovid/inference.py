@@ -5,6 +5,7 @@ submissions/<model>.csv.
 """
 
 import gc
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING

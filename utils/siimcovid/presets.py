@@ -6,7 +6,7 @@ each checkpoint. This module imports no torch.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from siimcovid.errors import InputError
 from siimcovid.overrides import override
@@ -116,6 +116,31 @@ class YoloConfig:
 
 
 @dataclass(frozen=True)
+class RetinanetConfig:
+    """RetinaNet, which the report names in its outlook only; defaults are those of Lin et al. 2017, section 4."""
+
+    training: Training
+    augment: Augment
+    backbone: str
+    size: int  # side of the square input in pixels, training
+    infer_size: int  # the same, inference
+    infer_batch: int
+    first_stage: int  # finest backbone stage in the pyramid (2: stride 8)
+    frozen_stages: int  # backbone stages without updates, from the first
+    pyramid_channels: int
+    anchor_sides: tuple[int, ...]  # in pixels, one per pyramid level
+    anchor_scales: tuple[float, ...] = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))  # of each side
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # height to width
+    tower_convolutions: int = 4  # of 3 x 3 before each output, 0 to 4
+    tower_groups: int = 0  # of a group norm behind each of them; 0 for no norm
+    box_loss: Literal["smooth_l1", "GIoU"] = "smooth_l1"
+    score_threshold: float = 0.001  # the metric never punishes a low box
+    candidates: int = 1000  # highest boxes of each level that the suppression looks at
+    nms_iou: float = 0.5
+    max_boxes: int = 100
+
+
+@dataclass(frozen=True)
 class StudyConfig:
     """The study classifier."""
 
@@ -137,7 +162,7 @@ class StudyConfig:
 
 
 #: The detectors there are: models/<name>.py each.
-Detector = Literal["rcnn", "yolo"]
+Detector = Literal["rcnn", "yolo", "retinanet"]
 
 
 @dataclass(frozen=True)
@@ -178,6 +203,7 @@ class Preset:
     backbone: BackboneConfig
     rcnn: RcnnConfig
     yolo: YoloConfig
+    retinanet: RetinanetConfig
     study: StudyConfig
     fusion: FusionConfig = field(default_factory=FusionConfig)
     crosstalk: CrosstalkConfig = field(default_factory=CrosstalkConfig)
@@ -192,8 +218,18 @@ class Preset:
         return (*self.fusion.detectors, "study")
 
 
+#: stage -> the dataclass of its configuration: the parts of a preset that are trained, in this order.
+STAGES: dict[str, type] = {
+    name: kind for name, kind in get_type_hints(Preset).items() if "training" in getattr(kind, "__annotations__", ())
+}
+
 #: The report's changes to films for its classifiers: section 3.1, "Training of the backbone", and 3.4.
 CLASSIFIER_AUGMENT = Augment(flip=0.5, blur=0.3, shift_rotate=1.0, shift=0.0, degrees=20, erase=0.3, crop=224)
+
+#: And for Faster R-CNN: section 3.1.
+PYRAMID_AUGMENT = Augment(
+    flip=0.3, shift_rotate=0.3, degrees=20, sharpen=0.5, blur=0.25, brightness_contrast=0.3, cutouts=0.3
+)
 
 FULL = Preset(
     name="full",
@@ -208,9 +244,7 @@ FULL = Preset(
     ),
     rcnn=RcnnConfig(  # report, section 3.1
         training=Training(epochs=50, batch=10, learning_rate=0.001, validate=True),
-        augment=Augment(
-            flip=0.3, shift_rotate=0.3, degrees=20, sharpen=0.5, blur=0.25, brightness_contrast=0.3, cutouts=0.3
-        ),
+        augment=PYRAMID_AUGMENT,
         backbone="resnext101_32x8d",
         size=512,
         infer_size=1024,
@@ -236,6 +270,30 @@ FULL = Preset(
         size=512,
         infer_size=512,
         infer_batch=8,
+    ),
+    retinanet=RetinanetConfig(
+        # Lin et al. 2017, section 4: SGD, .01 for 16 films an update, decay .0001, sides 32 to 512 at strides 8 to 128;
+        # the warm-up is that of their published code, Detectron. Backbone, sizes, epochs, schedule and changes to films
+        # are Faster R-CNN's, since theirs were for COCO.
+        training=Training(
+            epochs=50,
+            batch=8,
+            learning_rate=0.01,
+            nesterov=False,
+            weight_decay=0.0001,
+            warmup=500,
+            nominal_batch=16,
+            validate=True,
+        ),
+        augment=PYRAMID_AUGMENT,
+        backbone="resnext101_32x8d",
+        size=512,
+        infer_size=1024,
+        infer_batch=6,
+        first_stage=2,
+        frozen_stages=0,
+        pyramid_channels=256,
+        anchor_sides=(32, 64, 128, 256, 512),
     ),
     study=StudyConfig(  # report, section 3.4
         training=Training(epochs=58, batch=15, learning_rate=0.0005, validate=True),
@@ -314,6 +372,32 @@ SMALL = Preset(
         size=256,
         infer_size=256,
         infer_batch=8,
+    ),
+    retinanet=RetinanetConfig(
+        training=Training(
+            epochs=9,
+            batch=4,
+            learning_rate=6e-4,
+            optimizer="adamw",
+            weight_decay=1e-4,
+            schedule="one_cycle",
+            clip_norm=10,
+        ),
+        augment=Augment(flip=0.5, brightness_contrast=0.5),
+        backbone="efficientnet_lite0",
+        size=256,
+        infer_size=256,
+        infer_batch=8,
+        first_stage=2,
+        frozen_stages=2,
+        pyramid_channels=96,
+        anchor_sides=(24, 48, 96),
+        anchor_ratios=(1.0, 1.7, 2.5),
+        tower_convolutions=2,
+        tower_groups=8,
+        box_loss="GIoU",
+        candidates=300,
+        nms_iou=0.4,
     ),
     study=StudyConfig(
         training=Training(

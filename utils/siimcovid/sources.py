@@ -11,17 +11,14 @@ import pandas as pd
 
 from siimcovid import competition, nih, paths, rsna
 from siimcovid.errors import InputError
+from siimcovid.presets import STAGES
 from siimcovid.tables import find_table
 
 Kind = Literal["competition", "rsna", "nih"]
 
-#: What each stage can learn from.
-LESSONS: dict[str, tuple[Kind, ...]] = {
-    "backbone": ("nih",),
-    "rcnn": ("competition", "rsna"),
-    "yolo": ("competition", "rsna"),
-    "study": ("competition",),
-}
+#: What each stage can learn from; detectors learn from all that has boxes.
+LESSONS: dict[str, tuple[Kind, ...]] = dict.fromkeys(STAGES, ("competition", "rsna"))
+LESSONS |= {"backbone": ("nih",), "study": ("competition",)}
 
 NAMES = {
     "competition": "the competition's (sample_submission.csv, train_image_level.csv, train/)",

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from siimcovid.presets import STAGES
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("stage", choices=("backbone", "rcnn", "yolo", "study"))
+    parser.add_argument("stage", choices=STAGES)
     parser.add_argument("space", help="the space file (YAML), or `study` for the report's search of the study model")
     parser.add_argument("--data", type=Path, required=True, help="folder of films, as for `siimcovid train`")
     parser.add_argument("--weights", type=Path, help="folder of weights to start from; random ones without it")

@@ -6,10 +6,12 @@ In several processes (`torchrun --nproc_per_node 2 -m siimcovid train …`) they
 import argparse
 from pathlib import Path
 
+from siimcovid.presets import STAGES
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("stage", choices=("backbone", "rcnn", "yolo", "study"))
+    parser.add_argument("stage", choices=STAGES)
     parser.add_argument(
         "--data", type=Path, required=True, help="folder of the competition, of RSNA's or of NIH's films"
     )

@@ -12,16 +12,17 @@ from matplotlib.figure import Figure
 
 from siimcovid.errors import InputError
 from siimcovid.figures.style import ACCENT, INK, LETTERS, OTHERS, SIZE, finish, grid, legend
-
-#: The order in which stages are trained; others follow by name.
-ORDER = ("backbone", "rcnn", "yolo", "study")
+from siimcovid.presets import STAGES
 
 #: What can be drawn of a stage: name -> title.
 CURVES = {"loss": "training loss", "metric": "validation metric", "learning_rate": "learning rate"}
 
 
 def read_metrics(folder: Path | str) -> dict[str, pd.DataFrame]:
-    """Stage -> its table of epochs, for each stage's metrics in `folder`. Raises InputError for a damaged one."""
+    """Stage -> its table of epochs, for each stage's metrics in `folder`, in the order of STAGES, others by name.
+
+    Raises InputError for a damaged table.
+    """
     tables = {}
     for path in Path(folder).glob("*.metrics.csv"):
         try:
@@ -29,7 +30,7 @@ def read_metrics(folder: Path | str) -> dict[str, pd.DataFrame]:
             tables[path.name.removesuffix(".metrics.csv")] = table.astype(dict.fromkeys(table, float))
         except (ValueError, OSError) as error:
             raise InputError(f"{path} is no table of epochs ({error}); remove it") from None
-    known = [stage for stage in ORDER if stage in tables]
+    known = [stage for stage in STAGES if stage in tables]
     return {stage: tables[stage] for stage in (*known, *sorted(set(tables).difference(known)))}
 
 

@@ -5,8 +5,6 @@ the film. torchvision's region proposal network and box head do the work; its ow
 it would resize what we sized and normalise what we normalised.
 """
 
-from collections import OrderedDict
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -15,30 +13,11 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import AnchorGenerator
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, complete_box_iou_loss
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+from torchvision.ops import MultiScaleRoIAlign, complete_box_iou_loss
 
-from siimcovid.models.backbone import build_backbone, freeze_batch_norm, normalise
+from siimcovid.models.backbone import normalise
+from siimcovid.models.pyramid import Pyramid
 from siimcovid.presets import RcnnConfig
-
-
-class Pyramid(nn.Module):
-    """A backbone and its feature pyramid: (B, 3, S, S) -> {"0": finest, …, "pool": coarsest}, all of equal width."""
-
-    def __init__(self, config: RcnnConfig):
-        super().__init__()
-        self.body = freeze_batch_norm(build_backbone(config.backbone))
-        self.first = config.first_stage
-        self.out_channels = config.pyramid_channels
-        self.fpn = FeaturePyramidNetwork(
-            self.body.channels[self.first :], config.pyramid_channels, extra_blocks=LastLevelMaxPool()
-        )
-        for stage in self.body.stages[: config.frozen_stages]:
-            stage.requires_grad_(False)
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        maps = self.body(images)[self.first :]
-        return self.fpn(OrderedDict((str(k), m) for k, m in enumerate(maps)))
 
 
 class CompleteIouHeads(RoIHeads):
