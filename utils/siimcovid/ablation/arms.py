@@ -114,17 +114,18 @@ class Trainer:
         """Name -> films that an arm is asked about."""
         if arm.fold is None:
             return {"test": self.material.test}
-        held_out = folds.split(self.material.train, arm.fold, self.folds, self.preset.seed)[1]
-        return {"test": self.material.test, "held_out": held_out}
+        return {"test": self.material.test, "held_out": self.split(arm)[1]}
+
+    def split(self, arm: Arm) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The films that a fold arm is trained on, and those held out from it."""
+        return folds.split(self.material.train, arm.fold, self.folds, self.preset.seed, self.material.copies)
 
     def run(self, arm: Arm) -> None:
         """Train an arm and let it predict, where that is not done."""
         out, preset = self.folder(arm), self.configured(arm)
         if (out / "cost.json").is_file():
             return
-        films = self.material.train
-        if arm.fold is not None:
-            films = folds.split(films, arm.fold, self.folds, preset.seed)[0]
+        films = self.material.train if arm.fold is None else self.split(arm)[0]
         begin, pooled = time.process_time(), stages.Features.last
         path = stages.fit(arm.stage, preset, films, self.material.cache, self.material.start, out)
         seconds, predicting, count = time.process_time() - begin, 0.0, 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from siimcovid import LEVELS, competition, stages
+from siimcovid import LEVELS, competition, duplicates, stages
 from siimcovid.answers import find_answers, read_answers
 from siimcovid.errors import InputError
 from siimcovid.presets import Preset
@@ -27,10 +27,11 @@ class Material:
     train: pd.DataFrame  # index rows with a level
     test: pd.DataFrame  # the same with the true boxes and levels
     cache: Path
-    start: Path  # the weights that every model starts from
+    start: Path | None  # the weights that every model starts from
+    copies: list[list[str]]  # train films that are there more than once (duplicates.py)
 
 
-def read(data: Path, folder: Path, start: Path, preset: Preset) -> Material:
+def read(data: Path, folder: Path, start: Path | None, preset: Preset) -> Material:
     """Read a competition and prepare its films. Raises InputError where the answers to its test part are not there."""
     answers = find_answers(data)
     if answers is None:
@@ -45,7 +46,8 @@ def read(data: Path, folder: Path, start: Path, preset: Preset) -> Material:
     test = test.assign(boxes=test["image_id"].map(boxes), level=test["study_id"].map(truth.levels()))
     if test["level"].isna().any() or test["boxes"].isna().any():
         raise InputError(f"{answers} does not answer {test['image_id'][test['level'].isna()].iloc[0]}")
-    return Material(data.name, folder, train, test, folder / "cache", start)
+    copies = duplicates.find(train, folder / "cache") if preset.duplicates else []
+    return Material(data.name, folder, train, test, folder / "cache", start, copies)
 
 
 def phantom(seed: int, folder: Path, train_studies: int, test_studies: int) -> Path:
