@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from siimcovid import cache
-from siimcovid.figures.style import COLOURS, TRUTH
+from siimcovid.figures.style import COLOURS, MODEL_NAMES, TRUTH
 
 
 def gallery(
@@ -17,7 +17,7 @@ def gallery(
     films: pd.DataFrame,
     detections: pd.DataFrame,
     truth: pd.DataFrame | None = None,
-    models: Sequence[str] = ("rcnn", "yolo", "ensemble"),
+    models: Sequence[str] | None = None,
     threshold: float = 0.2,
 ) -> Figure:
     """Films side by side with the boxes of the truth and of each model (report, figure 16).
@@ -27,9 +27,11 @@ def gallery(
         films: rows of the index, one line of pictures each.
         detections: see predict.py.
         truth: image_id and boxes (lists of xyxy fractions), or None.
-        models: a column of pictures each.
+        models: a column of pictures each; by default the detectors that found something, and the ensemble.
         threshold: boxes of a lower score are not drawn.
     """
+    present = set(detections["model"])
+    models = models or [name for name in MODEL_NAMES if name in present or name == "ensemble"]
     columns = [TRUTH, *models] if truth is not None else list(models)
     figure = Figure(figsize=(2.6 * len(columns), 2.3 * len(films)), layout="constrained")
     axes = figure.subplots(len(films), len(columns), squeeze=False)

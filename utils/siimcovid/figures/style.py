@@ -9,17 +9,23 @@ from matplotlib.ticker import StrMethodFormatter
 TRUTH = "truth"
 
 #: Boxes on films, which are dark.
-COLOURS = {TRUTH: "#3ddc84", "rcnn": "#4cc9f0", "yolo": "#f7b801", "ensemble": "#ff4d6d"}
+COLOURS = {TRUTH: "#3ddc84", "rcnn": "#4cc9f0", "yolo": "#f7b801", "retinanet": "#c77dff", "ensemble": "#ff4d6d"}
 
 #: The same hues for lines on white, each at a contrast of 3 to 1 or more. The report page maps them, INK, FAINT and
 #: ACCENT to the colours of its light or dark theme.
-LINES = {TRUTH: "#16803f", "rcnn": "#1673a8", "yolo": "#a86f00", "ensemble": "#d11f4a"}
+LINES = {TRUTH: "#16803f", "rcnn": "#1673a8", "yolo": "#a86f00", "retinanet": "#7b3fb5", "ensemble": "#d11f4a"}
 INK, FAINT, ACCENT = "#1f2a37", "#d3dae3", "#33548c"
 
 #: Lines that differ without colour too.
-DASHES = {"rcnn": (0, (5, 2)), "yolo": (0, (1.5, 1.5)), "ensemble": "solid"}
+DASHES = {"rcnn": (0, (5, 2)), "yolo": (0, (1.5, 1.5)), "retinanet": (0, (6, 2, 1, 2)), "ensemble": "solid"}
 
-MODEL_NAMES = {TRUTH: "truth", "rcnn": "Faster R-CNN", "yolo": "YOLO", "ensemble": "ensemble"}
+MODEL_NAMES = {
+    TRUTH: "truth",
+    "rcnn": "Faster R-CNN",
+    "yolo": "YOLO",
+    "retinanet": "RetinaNet",
+    "ensemble": "ensemble",
+}
 
 #: Colours of whatever else is compared.
 OTHERS = ("#6b4fa0", "#0f766e", "#b4531b", "#4d5b70")

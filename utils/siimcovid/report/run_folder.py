@@ -6,6 +6,7 @@ In: the folder that holds run.json. Out: a RunFolder, in which whatever was not 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import pandas as pd
 
@@ -13,11 +14,12 @@ from siimcovid.answers import Answers, find_answers, read_answers
 from siimcovid.competition import read_index
 from siimcovid.errors import InputError
 from siimcovid.evaluate import THRESHOLD, Evaluation, evaluate
+from siimcovid.presets import Detector
 from siimcovid.submission import read_table
 
 ENSEMBLE = "ensemble"
 #: The order in which models are shown; others follow by name, and the ensemble comes last.
-FIRST = ("rcnn", "yolo")
+FIRST: tuple[str, ...] = get_args(Detector)
 
 
 @dataclass(frozen=True)

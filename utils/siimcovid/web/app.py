@@ -27,7 +27,7 @@ from siimcovid.web.uploads import Fault, Limits, read_upload
 
 logger = logging.getLogger(__name__)
 
-MODEL_NAMES = {"rcnn": "Faster R-CNN", "yolo": "YOLO", "ensemble": "Ensemble"}
+MODEL_NAMES = {"rcnn": "Faster R-CNN", "yolo": "YOLO", "retinanet": "RetinaNet", "ensemble": "Ensemble"}
 
 #: Score from which the page shows boxes at first.
 THRESHOLD = 0.3

@@ -61,7 +61,7 @@ class Models:
     """The trained stages that a folder of weights holds.
 
     Attributes:
-        stages: those that are there, of "rcnn", "yolo" and "study", made for inference.
+        stages: those that are there, detectors and "study", made for inference.
         choices: what boxes can come from: the detectors that are there and, with both, their ensemble.
     """
 

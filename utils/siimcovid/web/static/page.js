@@ -5,7 +5,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const ATTEMPTS = 60; // at a server that says it is busy
-const NAMES = { rcnn: "Faster R-CNN", yolo: "YOLO", ensemble: "Ensemble" };
+const NAMES = { rcnn: "Faster R-CNN", yolo: "YOLO", retinanet: "RetinaNet", ensemble: "Ensemble" };
 const form = document.getElementById("form");
 const input = document.getElementById("films");
 const slider = document.getElementById("threshold");
