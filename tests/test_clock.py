@@ -114,7 +114,7 @@ def test_dropped_is_said():
         "test-time augmentation: mirrored films are left out",
         f"training epochs: rcnn {chosen.epochs['rcnn']} of 10, study {chosen.epochs['study']} of 40",
         "resolution: 50% of the side in pixels",
-        "the second detector: yolo is left out",
+        "detectors: yolo left out",
     ]
 
 

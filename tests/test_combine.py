@@ -6,7 +6,8 @@ import pytest
 from scipy.special import expit, logit
 
 from siimcovid import LEVELS
-from siimcovid.combine import Said, calibrated, combine, ensemble, family, none_evidence
+from siimcovid.checkpoint import family
+from siimcovid.combine import Said, calibrated, combine, ensemble, none_evidence
 from siimcovid.errors import InputError
 from siimcovid.fuse import COLUMNS, fuse
 from siimcovid.presets import load_preset

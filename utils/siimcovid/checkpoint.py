@@ -6,6 +6,7 @@ is needed; the same JSON lies next to it for people. Nothing here is a pickle.
 
 import importlib
 import json
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,6 +23,16 @@ from siimcovid.presets import FULL, STAGES, Detector
 DETECTORS: tuple[str, ...] = get_args(Detector)
 #: The stages whose models make a submission of the report's system.
 SUBMISSION_STAGES = FULL.stages
+
+
+def member(stage: str, number: int) -> str:
+    """Name of a member of a stage's fold ensemble: "rcnn", "rcnn.1", "rcnn.2" and so on."""
+    return f"{stage}.{number}" if number else stage
+
+
+def family(name: str) -> str:
+    """The stage of a member, or of its look at mirrored films: "rcnn" of "rcnn", "rcnn.1" and "rcnn.1_flip"."""
+    return re.sub(r"(\.\d+)?(_flip)?$", "", name)
 
 
 def build_model(stage: str, config: Any) -> nn.Module:

@@ -3,16 +3,18 @@
 In: the seconds that costs.py measured on the first films. Out: `Choices`, what of the preset will run, and the seconds
 each step will take. Only `Clock` reads the time, from a source that a test can replace.
 
-What does not fit is dropped in this order: the mirrored films (test-time augmentation), training epochs down to a
-quarter, resolution to three quarters and to half of the side, the second detector.
+What does not fit is dropped in this order: pseudo-labels, the mirrored films (test-time augmentation), the further
+members of a fold ensemble, training epochs down to a quarter, resolution to three quarters and to half of the side, and
+then the detectors but the first, the last one first.
 """
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from siimcovid.checkpoint import family, member
 from siimcovid.errors import InputError
 from siimcovid.overrides import override
 from siimcovid.presets import Preset
@@ -69,6 +71,7 @@ class Costs:
     to_prepare: int = 0  # films
     stages: Mapping[str, StageCost] = field(default_factory=dict)
     test_films: int = 0
+    train_films: int = 0
     tables: float = 0.0  # seconds a test film for fusing and writing
     score: bool = False  # whether answers are at hand
 
@@ -82,11 +85,17 @@ class Choices:
     epochs: Mapping[str, int] = field(default_factory=dict)  # of each stage that is trained
     scale: Mapping[str, float] = field(default_factory=dict)  # share of the side asked for; 1 where absent
     batch: Mapping[str, int] = field(default_factory=dict)  # training batch where memory was too small for the preset's
+    members: int = 1  # models of each stage
+    pseudo: int = 0  # epochs on pseudo-labels
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """The models that run."""
+        """The stages that run."""
         return (*self.detectors, "study")
+
+    def models(self, stages: Iterable[str]) -> list[str]:
+        """The members of stages: the first of each, then the second of each, and so on."""
+        return [member(stage, number) for number in range(self.members) for stage in stages]
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -97,7 +106,8 @@ class Choices:
         """The inverse of `to_json`; raises InputError for anything else."""
         try:
             parts = {key: {k: kind(v) for k, v in values[key].items()} for key, kind in KINDS.items()}
-            return cls(bool(values["flips"]), tuple(map(str, values["detectors"])), **parts)
+            counts = {key: int(values[key]) for key in ("members", "pseudo")}
+            return cls(bool(values["flips"]), tuple(map(str, values["detectors"])), **counts, **parts)
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise InputError(f"the plan in run.json is damaged ({error!r}): remove the file") from None
 
@@ -108,7 +118,9 @@ KINDS = {"epochs": int, "scale": float, "batch": int}
 def asked_choices(preset: Preset, detectors: tuple[str, ...], trained: bool) -> Choices:
     """All that the preset asks for; `trained` where the models are trained first."""
     names = (*detectors, "study") if trained else ()
-    return Choices(preset.fusion.flips, detectors, {name: getattr(preset, name).training.epochs for name in names})
+    epochs = {name: getattr(preset, name).training.epochs for name in names}
+    pseudo = preset.pseudo.epochs if trained else 0
+    return Choices(preset.fusion.flips, detectors, epochs, members=max(1, preset.members), pseudo=pseudo)
 
 
 def forecast(costs: Costs, choices: Choices) -> dict[str, float]:
@@ -116,21 +128,29 @@ def forecast(costs: Costs, choices: Choices) -> dict[str, float]:
     seconds = {"prepare": costs.prepare * costs.to_prepare}
     known = {stage: costs.stages.get(stage, StageCost()) for stage in choices.stages}
     area = {stage: choices.scale.get(stage, 1.0) ** 2 for stage in choices.stages}
-    for stage, cost in known.items():
-        seconds[f"fit {stage}"] = 0.0
-        if epochs := choices.epochs.get(stage, 0):
-            seconds[f"fit {stage}"] = (cost.once + cost.epoch * epochs) * area[stage]
+    for name in choices.models(choices.stages):
+        stage = family(name)
+        seconds[f"fit {name}"] = _training(known[stage], choices.epochs.get(stage, 0)) * area[stage]
     if choices.epochs:
         seconds["curves"] = PICTURES["curves"]
     look = {s: cost.load + cost.film * area[s] * costs.test_films for s, cost in known.items()}
-    seconds["detect"] = sum(look[s] for s in choices.detectors) * (2 if choices.flips else 1)
+    seconds["detect"] = sum(look[s] for s in choices.detectors) * (2 if choices.flips else 1) * choices.members
     seconds["detect"] += costs.tables * costs.test_films
-    seconds["classify"] = look["study"]
+    seconds["classify"] = look["study"] * choices.members
+    if choices.pseudo:
+        share = 1 + costs.test_films / max(1, costs.train_films)
+        again = sum(_training(known[s], choices.pseudo * share) * area[s] for s in choices.detectors)
+        seconds["relearn"] = again * choices.members + seconds["detect"]
     seconds["gallery"] = PICTURES["gallery"]
     seconds["submit"] = costs.tables * costs.test_films
     seconds["score"] = costs.tables * costs.test_films if costs.score else 0.0
     seconds["figures"] = PICTURES["figures"] if costs.score else 0.0
     return seconds
+
+
+def _training(cost: StageCost, epochs: float) -> float:
+    """Seconds of training for that many epochs."""
+    return cost.once + cost.epoch * epochs if epochs else 0.0
 
 
 def after(step: str, seconds: Mapping[str, float]) -> float:
@@ -173,12 +193,17 @@ def choose(
 def _candidates(asked: Choices) -> Iterator[Choices]:
     """From all to the least, in the order of dropping."""
     yield asked
-    plain = replace(asked, flips=False)
+    yield replace(asked, pseudo=0)
+    yield (plain := replace(asked, pseudo=0, flips=False))
+    for members in range(asked.members - 1, 0, -1):
+        yield (plain := replace(plain, members=members))
     for scale in (1.0, *SCALES):
         scaled = replace(plain, scale=dict.fromkeys(asked.stages, scale) if scale < 1 else {})
         yield from (_shortened(scaled, share) for share in EPOCH_SHARES)
-    single = replace(scaled, detectors=asked.detectors[:1])
-    yield from (_shortened(single, share) for share in (*EPOCH_SHARES, 0.0))
+    for count in range(len(asked.detectors) - 1, 0, -1):
+        fewer = replace(scaled, detectors=asked.detectors[:count])
+        yield from (_shortened(fewer, share) for share in EPOCH_SHARES)
+    yield _shortened(replace(scaled, detectors=asked.detectors[:1]), 0.0)
 
 
 def _shortened(choices: Choices, share: float) -> Choices:
@@ -189,7 +214,8 @@ def _shortened(choices: Choices, share: float) -> Choices:
 
 def apply(preset: Preset, choices: Choices) -> Preset:
     """The preset as it will run."""
-    changes: dict[str, Any] = {"fusion.flips": choices.flips}
+    changes: dict[str, Any] = {"fusion.flips": choices.flips, "members": choices.members}
+    changes["pseudo.epochs"] = choices.pseudo
     for stage, epochs in choices.epochs.items():
         changes[f"{stage}.training.epochs"] = epochs
     for stage, batch in choices.batch.items():
@@ -221,8 +247,12 @@ def scaled_side(side: int, scale: float) -> int:
 def dropped(asked: Choices, chosen: Choices) -> list[str]:
     """A sentence for each thing that was dropped."""
     lines = []
+    if asked.pseudo and not chosen.pseudo:
+        lines.append("pseudo-labels: the detectors do not train on test films")
     if asked.flips and not chosen.flips:
         lines.append("test-time augmentation: mirrored films are left out")
+    if chosen.members < asked.members:
+        lines.append(f"fold ensemble: {chosen.members} of {asked.members} models of each stage")
     cut = [f"{s} {n} of {asked.epochs[s]}" for s, n in chosen.epochs.items() if n < asked.epochs.get(s, n)]
     if cut:
         lines.append(f"training epochs: {', '.join(cut)}")
@@ -231,5 +261,5 @@ def dropped(asked: Choices, chosen: Choices) -> list[str]:
         lines.append(f"resolution: {min(scales):.0%} of the side in pixels")
     left_out = [s for s in asked.detectors if s not in chosen.detectors]
     if left_out:
-        lines.append(f"the second detector: {', '.join(left_out)} is left out")
+        lines.append(f"detectors: {', '.join(left_out)} left out")
     return lines

@@ -25,12 +25,12 @@ import pandas as pd
 from sklearn.linear_model import LogisticRegression
 
 from siimcovid import CLASSES, weights
+from siimcovid.checkpoint import family
 from siimcovid.combine import (
     Combined,
     Said,
     combine,
     ensemble,
-    family,
     film_none,
     logits,
     none_evidence,

@@ -8,7 +8,6 @@ boxes are fused, `none` is 1 - the highest score, and the levels are the study m
 A voice is one look of one model: "rcnn", "rcnn_flip" on mirrored films, "rcnn.1" another member of a fold ensemble.
 """
 
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -17,6 +16,7 @@ import pandas as pd
 from scipy.special import expit, logit
 
 from siimcovid import LEVELS
+from siimcovid.checkpoint import family
 from siimcovid.errors import InputError
 from siimcovid.fuse import COLUMNS, fuse, none_confidence
 from siimcovid.predict import study_levels
@@ -48,11 +48,6 @@ class Combined:
     detections: pd.DataFrame  # of the model "ensemble"
     none: pd.Series  # image_id -> confidence in [0, 1] that there is no opacity, of the films that a detector looked at
     levels: pd.DataFrame  # study_id and LEVELS, which add up to 1
-
-
-def family(voice: str) -> str:
-    """The detector that a voice belongs to: "rcnn" of "rcnn", "rcnn_flip", "rcnn.1" and "rcnn.1_flip"."""
-    return re.sub(r"(\.\d+)?(_flip)?$", "", voice)
 
 
 def combine(said: Said, preset: Preset) -> Combined:

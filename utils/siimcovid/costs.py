@@ -51,8 +51,9 @@ def measure(run: Run) -> Costs:
     with run.guard("plan", "the time of preparation is not known"):
         costs = _preparation(run, costs)
     test = _first(run, "test", FILMS)
-    whole = int((wanted(run)["split"] == "test").sum())
-    costs = dataclasses.replace(costs, test_films=whole)
+    films = wanted(run)
+    whole = int((films["split"] == "test").sum())
+    costs = dataclasses.replace(costs, test_films=whole, train_films=len(films) - whole)
     stages, said = {}, {}
     for stage in run.choices.stages:
         with run.guard("plan", f"the time of stage {stage} is not known"):

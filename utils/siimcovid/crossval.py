@@ -8,6 +8,8 @@ folder:
     levels.csv          study_id, the four probabilities (combine.py), fold
     submission.csv      the ensemble's answer to all these films; submissions/<model>.csv each detector's
     scores.json         model -> average precision of each class and their mean, by the competition's metric
+    weights/            the folds' models as members of a fold ensemble, once all are trained: a weights folder for the
+                        kernel with `members`, and the place for the numbers of `siimcovid combine`
     shortcuts.json      the study models' score on films with markers and borders covered (shortcuts.py)
     crossval.json       what all folds have in common; a preset that differs in it is refused this folder
     fold_<K>/           the stages trained without fold K with their manifest, what they predicted of it, and films.csv
@@ -30,10 +32,10 @@ import numpy as np
 import pandas as pd
 
 from siimcovid import CLASSES, LEVEL_COLUMNS, LEVELS, checkpoint, duplicates, shortcuts, submission, weights
-from siimcovid.combine import Combined, Said, combine, family
+from siimcovid.combine import Combined, Said, combine
 from siimcovid.errors import InputError
 from siimcovid.evaluate import Evaluation, evaluate
-from siimcovid.files import atomic_path, write_json
+from siimcovid.files import atomic_path, link, write_json
 from siimcovid.folds import split
 from siimcovid.fuse import ENSEMBLE, none_confidence
 from siimcovid.overrides import override, to_dict
@@ -119,6 +121,8 @@ def cross_validate(
             for flip in (False, True) if preset.fusion.flips and stage in checkpoint.DETECTORS else (False,):
                 table = _predicted(stage, folder, held_out, cache, flip).assign(fold=fold)
                 (levels if stage == "study" else detections).append(table)
+    if len(numbers) == preset.folds:
+        _offer(out, stages, preset, data)
     films = pd.concat([held_out.assign(fold=fold) for fold, (_, held_out) in sides.items()])
     found, graded = _joined(detections, DETECTION_COLUMNS), _joined(levels, LEVEL_TABLE)
     refuse_leaks(found, films, trained)
@@ -140,6 +144,19 @@ def cross_validate(
     _write(graded, out / "film_levels.csv")
     _write(answer.levels.merge(films[["study_id", "fold"]].drop_duplicates(), on="study_id"), out / "levels.csv")
     return OutOfFold(stages, films, said, answer)
+
+
+def _offer(out: Path, stages: Sequence[str], preset: Preset, data: str) -> None:
+    """Name the folds' models as the members of a fold ensemble, in one folder."""
+    for fold in range(preset.folds):
+        for stage in stages:
+            path = out / "weights" / f"{checkpoint.member(stage, fold)}.safetensors"
+            for end in (".safetensors", ".json"):
+                source = out / f"fold_{fold}" / f"{stage}{end}"
+                if source.is_file():
+                    with atomic_path(path.with_name(path.stem + end)) as temporary:
+                        link(source, temporary)
+            weights.register_trained(path, stage, preset, f"{data} without fold {fold} of {preset.folds}".strip())
 
 
 def refuse_seen(start: Path | None, stages: Iterable[str], data: str) -> None:
@@ -294,7 +311,7 @@ def read(out: Path, images: pd.DataFrame, preset: Preset) -> tuple[Said, dict[st
     films = images.loc[images["image_id"].isin(folds), ["image_id", "study_id"]]
     if len(films) < len(folds):
         raise InputError(f"{out} is of another competition: {len(folds) - len(films)} of its films are not there")
-    voices = [voice for voice in dict.fromkeys(found["model"]) if family(voice) in preset.fusion.detectors]
+    voices = [voice for voice in dict.fromkeys(found["model"]) if checkpoint.family(voice) in preset.fusion.detectors]
     if lacking := set(preset.fusion.detectors) - set(voices):
         raise InputError(f"{out} lacks {', '.join(sorted(lacking))}: run `siimcovid crossval` with them")
     found = found[found["model"].isin(voices)].drop(columns="fold")

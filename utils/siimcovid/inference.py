@@ -36,30 +36,30 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _look(run: Run, step: str, stage: str, flip: bool = False, change: Callable | None = None) -> pd.DataFrame | None:
+def _look(run: Run, step: str, model: str, flip: bool = False, change: Callable | None = None) -> pd.DataFrame | None:
     """What a model says of the test films, as long as there is time; None without a model or any time.
 
-    change: see predict.predict.
+    model: a stage, or a member of its fold ensemble. change: see predict.predict.
     """
     from siimcovid import trained
     from siimcovid.predict import look
 
-    if not (loaded := trained.load(run, stage)):
+    if not (loaded := trained.load(run, model)):
         return None
-    name = f"{stage}_flip" if flip else stage
+    stage, name = checkpoint.family(model), f"{model}_flip" if flip else model
     if not run.has_time(step):
         run.end(f"{name} looks at no film")
         return None
-    config, model = loaded
+    config, network = loaded
     batch, device = config.infer_batch, None
     while True:
         with run.guard(step, f"batches of {batch // 2}" if batch > 1 else "the CPU", MemoryShort):
             changed = replace(config, infer_batch=batch)
-            said = look(stage, changed, model, run.test, run.cache, flip, device, lambda: run.has_time(step), change)
+            said = look(stage, changed, network, run.test, run.cache, flip, device, lambda: run.has_time(step), change)
             break
         free_memory()
         if device:
-            raise MemoryError(f"memory does not suffice for {stage} on a single film")
+            raise MemoryError(f"memory does not suffice for {model} on a single film")
         batch, device = (batch // 2, None) if batch > 1 else (1, "cpu")
     if stage in checkpoint.DETECTORS:
         run.seen[name] = said.image_ids
@@ -69,7 +69,7 @@ def _look(run: Run, step: str, stage: str, flip: bool = False, change: Callable 
     for films, what in ((said.unreadable, "have no whole picture"), (said.not_finite, "give numbers not finite")):
         if films:
             run.degrade(step, f"{name}: {len(films)} films {what} ({some(films)})", "these films without it")
-    return said.table
+    return said.table if stage == "study" else said.table.assign(model=name)
 
 
 def detect(run: Run) -> pd.DataFrame:
@@ -80,17 +80,17 @@ def detect(run: Run) -> pd.DataFrame:
 
         passes: dict[str, float] = {}
         for flip in (False, True) if run.choices.flips else (False,):
-            for stage in run.choices.detectors:
-                if flip and not run.has_time("detect", passes.get(stage, 0.0)):
-                    run.end(f"{stage} does not look at mirrored films")
+            for name in run.choices.models(run.choices.detectors):
+                if flip and not run.has_time("detect", passes.get(name, 0.0)):
+                    run.end(f"{name} does not look at mirrored films")
                     continue
                 begin = run.clock.now()
-                with run.guard("detect", f"the boxes without {stage}{' on mirrored films' if flip else ''}"):
-                    table = _look(run, "detect", stage, flip)
+                with run.guard("detect", f"the boxes without {name}{' on mirrored films' if flip else ''}"):
+                    table = _look(run, "detect", name, flip)
                     if table is not None:
                         detections = pd.concat([detections, table], ignore_index=True) if len(detections) else table
                         _improve(run, detections.assign(model=ENSEMBLE), None) if len(run.seen) == 1 else None
-                passes[stage] = run.clock.now() - begin
+                passes[name] = run.clock.now() - begin
         if run.seen:
             fused = ensemble(said(run, detections), run.preset.fusion)
             detections = pd.concat([detections, fused], ignore_index=True)
@@ -113,7 +113,7 @@ def classify(run: Run) -> pd.DataFrame:
     """The four levels' probabilities of each test study, the mean over its films."""
     levels = pd.DataFrame(columns=["study_id", *LEVELS], dtype=float)
     with run.step("classify", "the train set's frequencies for every study"):
-        run.film_levels = _look(run, "classify", "study")
+        run.film_levels = film_levels(run, "classify")
         if run.film_levels is not None:
             from siimcovid.predict import study_levels
 
@@ -122,6 +122,20 @@ def classify(run: Run) -> pd.DataFrame:
             _write_table(levels, run.folder / "levels.csv")
     run.revise()
     return levels
+
+
+def film_levels(run: Run, step: str, change: Callable | None = None) -> pd.DataFrame | None:
+    """What the study model says of each test film, the mean over its members; None without one."""
+    names, tables = run.choices.models(["study"]), []
+    if len(names) == 1:
+        return _look(run, step, "study", change=change)
+    for name in names:
+        with run.guard(step, f"the levels without {name}"):
+            tables.append(_look(run, step, name, change=change))
+    tables = [table for table in tables if table is not None]
+    if not tables:
+        return None
+    return pd.concat(tables).groupby(["image_id", "study_id"], sort=False).mean().reset_index()
 
 
 def classify_covered(run: Run) -> pd.DataFrame | None:
@@ -133,7 +147,7 @@ def classify_covered(run: Run) -> pd.DataFrame | None:
     if not run.has_time("score", seconds):
         run.end("the check for shortcuts is left out")
         return None
-    table = _look(run, "score", "study", change=cover)
+    table = film_levels(run, "score", cover)
     return None if table is None else study_levels(table)
 
 

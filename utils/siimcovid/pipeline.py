@@ -26,13 +26,25 @@ from typing import Any
 
 import pandas as pd
 
-from siimcovid import clock, competition, inputs, scoreboard, submission
+from siimcovid import checkpoint, clock, competition, inputs, scoreboard, submission
 from siimcovid.clock import RESERVE
-from siimcovid.inference import ENSEMBLE, MemoryShort, classify, detect, free_memory, submission_file, submit
+from siimcovid.inference import ENSEMBLE, MemoryShort, classify, detect, free_memory, said, submission_file, submit
 from siimcovid.run import Run, summary
 from siimcovid.scoreboard import true_boxes
 
-__all__ = ["classify", "detect", "fit", "plan", "prepare", "score", "start", "submit", "summary", "true_boxes"]
+__all__ = [
+    "classify",
+    "detect",
+    "fit",
+    "plan",
+    "prepare",
+    "relearn",
+    "score",
+    "start",
+    "submit",
+    "summary",
+    "true_boxes",
+]
 
 #: Seconds that a round of preparation is planned for at least; longer where there is time to spare.
 ROUND = 30.0
@@ -155,23 +167,23 @@ def _spare(run: Run, films: pd.DataFrame, tried: int) -> float:
 
 
 def fit(run: Run) -> pd.DataFrame:
-    """Train the models (MODE finetune) or check those given (infer); returns a row per stage."""
+    """Train the models (MODE finetune) or check those given (infer); returns a row per model."""
     rows = []
-    for stage in run.asked.stages:
-        if stage not in run.choices.stages:
+    for name in run.all_choices().models(run.asked.stages):
+        if name not in run.choices.models(run.choices.stages):
             continue
-        facts: dict[str, Any] = {"stage": stage, "file": None}
-        with run.step(f"fit {stage}", f"a {stage} from the weights folder, if it has a trained one"):
+        facts: dict[str, Any] = {"model": name, "file": None}
+        with run.step(f"fit {name}", f"a {name} from the weights folder, if it has a trained one"):
             from siimcovid import trained
 
-            path = _train(run, stage) if run.mode == "finetune" else None
-            if trained.load(run, stage, path):
-                path = path or trained.given(run, stage)
+            path = _train(run, name) if run.mode == "finetune" else None
+            if trained.load(run, name, path):
+                path = path or trained.given(run, name)
                 facts["file"] = str(path)
                 facts |= _last_epoch(path)
-        if facts["file"] is None and stage not in run.unusable:
-            with run.guard(f"fit {stage}", "no model"):
-                facts["file"] = trained.load(run, stage) and str(trained.given(run, stage))
+        if facts["file"] is None and name not in run.unusable:
+            with run.guard(f"fit {name}", "no model"):
+                facts["file"] = trained.load(run, name) and str(trained.given(run, name))
         rows.append(facts)
         run.revise()
     run.write()
@@ -186,16 +198,16 @@ def _last_epoch(path: Path) -> dict[str, Any]:
     return {key: epochs[-1].get(key) for key in ("epoch", "loss", "films_per_second")} if epochs else {}
 
 
-def _train(run: Run, stage: str) -> Path | None:
-    """Train a stage, with half the batch as often as memory is short; None where there is no time for an epoch."""
-    from siimcovid import trained, weights
+def _train(run: Run, name: str) -> Path | None:
+    """Train a model, with half the batch as often as memory is short; None where there is no time for an epoch."""
+    from siimcovid import trained
 
-    step, path = f"fit {stage}", trained.own(run, stage)
+    step, path, stage = f"fit {name}", trained.own(run, name), checkpoint.family(name)
     resume = path.with_name(f"{stage}.resume.pt")
     one = replace(run.choices, epochs={**run.choices.epochs, stage: 1})
     shortest = clock.forecast(run.costs, one)[step]
     if not run.has_time(step, shortest) and (resume.is_file() or not path.is_file()):
-        run.end(f"{stage} is not trained: {shortest:.0f} s for an epoch do not fit")
+        run.end(f"{name} is not trained: {shortest:.0f} s for an epoch do not fit")
         return None
     run.settled.add(stage)
     run.write()  # who is killed while training goes on with these settings
@@ -203,12 +215,12 @@ def _train(run: Run, stage: str) -> Path | None:
     def may_start_epoch(seconds: float) -> bool:
         if run.has_time(step, seconds):
             return True
-        run.end(f"training of {stage} ends before its last epoch")
+        run.end(f"training of {name} ends before its last epoch")
         return False
 
     while True:
         with run.guard(step, "half the batch, accumulated to the same", MemoryShort):
-            path = trained.fit(run, stage, run.preset, run.films, path.parent, may_start_epoch)
+            path = trained.fit(run, stage, *trained.member_films(run, name), path.parent, may_start_epoch)
             break
         free_memory()
         batch = getattr(run.preset, stage).training.batch // 2
@@ -217,8 +229,45 @@ def _train(run: Run, stage: str) -> Path | None:
         resume.unlink(missing_ok=True)  # half a run with the other batch
         run.choices = replace(run.choices, batch={**run.choices.batch, stage: batch})
         run.preset = clock.apply(run.asked, run.choices)
-    weights.register_trained(path, stage, run.preset, run.source.name)
+    trained.offer(run, name, path)
     return path
+
+
+def relearn(run: Run, detections: pd.DataFrame) -> pd.DataFrame:
+    """Train the detectors further on the test films that were answered surely, and look at all again (pseudo.py).
+
+    Returns the new detections; those given where the preset asks for no such training, the models were not trained
+    here, or time is short. A detector whose training fails stays as it was.
+    """
+    if not (run.preset.pseudo.epochs and run.mode == "finetune" and run.seen):
+        return detections
+    begin = run.clock.now()
+    if not run.has_time("relearn", clock.forecast(run.costs, run.choices).get("relearn", 0.0)):
+        run.end("the detectors do not train on test films")
+        return detections
+    with run.step("relearn", "the detectors as they were"):
+        from siimcovid import pseudo, trained
+        from siimcovid.combine import combine
+
+        labelled = pseudo.label(combine(said(run, detections), run.preset), run.test, run.preset.pseudo)
+        print(f"{len(labelled)} of {len(run.test)} test films are trained on as they were answered")
+
+        def may_start_epoch(seconds: float) -> bool:
+            return run.has_time("relearn", seconds + run.seconds.get("detect", 0.0))
+
+        for name in run.choices.models(run.choices.detectors) if len(labelled) else ():
+            with run.guard("relearn", f"{name} as it was"):
+                start, stage = trained.own(run, name).parent, checkpoint.family(name)
+                preset, films = trained.member_films(run, name)
+                path = pseudo.fit(stage, preset, films, labelled, run.cache, start, start / "pseudo", may_start_epoch)
+                run.models[name] = (*trained.read(path, stage), False)
+    before, seen = run.seconds.pop("detect", 0.0), run.seen
+    again = detect(run)
+    run.seconds |= {"detect": before, "relearn": round(run.clock.now() - begin, 2)}
+    if run.seen:
+        return again
+    run.seen = seen
+    return detections
 
 
 def score(run: Run) -> pd.DataFrame | None:

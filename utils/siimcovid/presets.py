@@ -195,6 +195,16 @@ class CrosstalkConfig:
 
 
 @dataclass(frozen=True)
+class PseudoConfig:
+    """Further training of the detectors on test films that were answered surely (pseudo.py)."""
+
+    epochs: int = 0  # on train and test films together; 0 leaves it out
+    score: float = 0.5  # boxes from this score on are taken for true
+    none: float = 0.9  # films from this confidence in `none` on for empty; those in between are left out
+    learning_rate: float = 0.3  # share of the stage's own
+
+
+@dataclass(frozen=True)
 class Preset:
     """A run's whole configuration."""
 
@@ -207,6 +217,8 @@ class Preset:
     study: StudyConfig
     fusion: FusionConfig = field(default_factory=FusionConfig)
     crosstalk: CrosstalkConfig = field(default_factory=CrosstalkConfig)
+    pseudo: PseudoConfig = field(default_factory=PseudoConfig)
+    members: int = 1  # models of each stage, a fold ensemble: each is trained without a fold of its own
     folds: int = 5
     fold: int = 0  # held out where a stage validates
     seed: int = 0

@@ -12,25 +12,56 @@ import pandas as pd
 import torch
 from torch import nn
 
-from siimcovid import checkpoint, launch, stages, weights
+from siimcovid import LEVELS, checkpoint, duplicates, folds, launch, stages, weights
+from siimcovid.checkpoint import family
 from siimcovid.clock import smaller_films
 from siimcovid.errors import InputError
+from siimcovid.files import atomic_path, link
 from siimcovid.models.backbone import for_inference
 from siimcovid.overrides import override
 from siimcovid.presets import Preset
 from siimcovid.run import Run
 
-#: What is done without a stage's model.
-WITHOUT = {
-    "rcnn": "YOLO's boxes alone, if it can be used",
-    "yolo": "Faster R-CNN's boxes alone, if it can be used",
-    "study": "the train set's frequencies for every study",
-}
+
+def without(name: str) -> str:
+    """What is done without a model."""
+    if name == "study":
+        return "the train set's frequencies for every study"
+    return "the other models that can be used" if family(name) == "study" else "the other detectors' boxes"
 
 
-def own(run: Run, stage: str) -> Path:
-    """Where this run's training leaves a stage."""
-    return run.folder / "weights" / f"{stage}.safetensors"
+def own(run: Run, name: str) -> Path:
+    """Where this run's training leaves a model: members of a fold ensemble but the first have a folder each."""
+    stage, _, number = name.partition(".")
+    folder = run.folder / "weights"
+    return (folder / f"member_{number}" if number else folder) / f"{stage}.safetensors"
+
+
+def member_films(run: Run, name: str) -> tuple[Preset, pd.DataFrame]:
+    """The preset and the films that a model is trained with: a fold ensemble's members without a fold of their own.
+
+    A stage that keeps the best epoch on a fold held out does so on the member's; another sees the rest of the films.
+    """
+    stage, _, number = name.partition(".")
+    if run.choices.members == 1:
+        return run.preset, run.films
+    preset = override(run.preset, {"fold": int(number or 0), "folds": max(run.preset.folds, run.choices.members)})
+    if getattr(preset, stage).training.validate:
+        return preset, run.films
+    known = run.films[(run.films["split"] == "train") & run.films["level"].isin(LEVELS)]
+    copies = duplicates.find(known, run.cache) if preset.duplicates else []
+    return preset, folds.split(known, preset.fold, preset.folds, preset.seed, copies)[0]
+
+
+def offer(run: Run, name: str, path: Path) -> None:
+    """Enter a trained model into the manifest beside it; a member's file also goes, under its name, to the others."""
+    weights.register_trained(path, family(name), run.preset, run.source.name)
+    flat = run.folder / "weights" / f"{name}.safetensors"
+    if flat != path:
+        for end in (".safetensors", ".json"):
+            with atomic_path(flat.with_name(name + end)) as temporary:
+                link(path.with_suffix(end), temporary)
+        weights.register_trained(flat, family(name), run.preset, run.source.name)
 
 
 def fit(
@@ -44,31 +75,31 @@ def fit(
     return stages.fit(stage, preset, films, run.cache, start, out, may_start_epoch)
 
 
-def load(run: Run, stage: str, path: Path | None = None) -> tuple[Any, nn.Module] | None:
-    """A stage's configuration and its model for inference, loaded once; None where none can be used, which is recorded.
+def load(run: Run, name: str, path: Path | None = None) -> tuple[Any, nn.Module] | None:
+    """A model's configuration and the model for inference, loaded once; None where it can't be used, which is recorded.
 
-    path: the checkpoint that this run trained; without it the weights folder's, which looks at films of the resolution
-    that the plan leaves it.
+    name: a stage, or a member of its fold ensemble. path: the checkpoint that this run trained; without it the weights
+    folder's, which looks at films of the resolution that the plan leaves it.
     """
-    if stage not in run.models and stage not in run.unusable:
-        run.unusable.add(stage)
-        with run.guard(f"fit {stage}", WITHOUT[stage]):
-            run.models[stage] = (*read(path or given(run, stage), stage), path is None)
-            run.unusable.discard(stage)
-    if stage not in run.models:
+    if name not in run.models and name not in run.unusable:
+        run.unusable.add(name)
+        with run.guard(f"fit {name}", without(name)):
+            run.models[name] = (*read(path or given(run, name), family(name)), path is None)
+            run.unusable.discard(name)
+    if name not in run.models:
         return None
-    config, model, is_given = run.models[stage]
-    if is_given and (scale := run.choices.scale.get(stage, 1.0)) < 1:
+    config, model, is_given = run.models[name]
+    if is_given and (scale := run.choices.scale.get(family(name), 1.0)) < 1:
         config = override(config, smaller_films(config, scale))
     return config, model
 
 
-def given(run: Run, stage: str) -> Path:
-    """A stage's checkpoint in the weights folder, verified. Raises InputError where there is none."""
-    name = f"{stage}.safetensors"
+def given(run: Run, name: str) -> Path:
+    """A model's checkpoint in the weights folder, verified. Raises InputError where there is none."""
+    file = f"{name}.safetensors"
     if run.weights is None:
-        raise InputError(f"there is no weights folder, so no {name}")
-    return weights.verified(run.weights, name) if run.verify else run.weights / name
+        raise InputError(f"there is no weights folder, so no {file}")
+    return weights.verified(run.weights, file) if run.verify else run.weights / file
 
 
 def read(path: Path, stage: str) -> tuple[Any, nn.Module]:

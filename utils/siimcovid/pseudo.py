@@ -1,0 +1,60 @@
+"""Pseudo-labels: test films that were answered surely, as further films to train the detectors on.
+
+In: what all models say together of the test films (combine.py). Out: rows of the index, and detectors trained further
+on them and the train films. Only detectors learn from them: the study model would learn its own opinion, and a fold
+that is held out never holds a test film.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from siimcovid import stages
+from siimcovid.combine import Combined
+from siimcovid.overrides import override
+from siimcovid.presets import Preset, PseudoConfig
+
+CORNERS = ["x1", "y1", "x2", "y2"]
+
+
+def label(answer: Combined, test: pd.DataFrame, config: PseudoConfig) -> pd.DataFrame:
+    """The rows of the index's test films whose answer is sure, as train films with the answer for their truth.
+
+    A film with confidence `config.none` or more in `none` is empty; one with 1 - config.none or less has the boxes of
+    score `config.score` or more, if there are any; the rest are left out.
+    """
+    none = answer.none.reindex(test["image_id"]).to_numpy(dtype=float)
+    sure = answer.detections[answer.detections["score"] >= config.score]
+    boxes = {name: part[CORNERS].to_numpy().tolist() for name, part in sure.groupby("image_id", sort=False)}
+    empty = none >= config.none
+    found = [[] if clear else boxes.get(name, []) for clear, name in zip(empty, test["image_id"], strict=True)]
+    full = (none <= 1 - config.none) & pd.Series(found, dtype=object).map(len).to_numpy(dtype=bool)
+    taken = test.assign(boxes=pd.Series(found, index=test.index, dtype=object), split="train", level=None)
+    return taken.assign(annotated=True)[empty | full]
+
+
+def fit(
+    stage: str,
+    preset: Preset,
+    images: pd.DataFrame,
+    labelled: pd.DataFrame,
+    cache: Path,
+    start: Path,
+    out: Path,
+    may_start_epoch: Callable[[float], bool] = lambda seconds: True,
+) -> Path:
+    """Train a detector further on the train films and those of `label`; returns its checkpoint in `out`.
+
+    start: a weights folder with the detector as it was trained. images, cache, may_start_epoch: as in stages.fit.
+    """
+    training, config = getattr(preset, stage).training, preset.pseudo
+    changes = {
+        "epochs": config.epochs,
+        "learning_rate": training.learning_rate * config.learning_rate,
+        "validate": False,
+        "patience": 0,
+    }
+    further = override(preset, {f"{stage}.training.{key}": value for key, value in changes.items()})
+    films = pd.concat([images[images["split"] == "train"], labelled], ignore_index=True)
+    return stages.fit(stage, further, films, cache, start, out, may_start_epoch)
