@@ -19,7 +19,8 @@ from siimcovid import cache, competition, costs, fuse, inference, predict, stage
 from siimcovid.checkpoint import SUBMISSION_STAGES
 from siimcovid.models import rcnn, study, yolo  # noqa: F401 - for the children
 
-POINTS = ("index", "plan", "prepare", *(f"fit {stage}" for stage in SUBMISSION_STAGES), "detect", "classify", "submit")
+FITS = (*SUBMISSION_STAGES, "rcnn.1")  # of two members each
+POINTS = ("index", "plan", "prepare", *(f"fit {name}" for name in FITS), "detect", "classify", "relearn", "submit")
 
 
 def end() -> None:
@@ -43,17 +44,17 @@ def half_prepared(images, folder, size):
     return prepare(images, folder, size)
 
 
-def half_trained(stage: str) -> Callable:
-    """Training of a stage that ends after its third step, with the second saved; the plan's own does not."""
+def half_trained(stage: str, folder: str, last: int) -> Callable:
+    """Training of a stage that ends after its last step, with the one before saved; the plan's own does not."""
 
     def wrapped(name, config, model, dataset, out, **options):
         steps = []
 
         def on_step(progress) -> None:
-            if name == stage and out.name == "weights":
+            if name == stage and out.name == folder:
                 steps.append(progress)
                 train.SAVE_EVERY = -1.0  # from here on, each step
-                if len(steps) == 3:
+                if len(steps) == last:
                     end()
 
         return train_stage(name, config, model, dataset, out, **options, on_step=on_step)
@@ -66,12 +67,15 @@ prepare, train_stage, look = cache.prepare, stages.train, predict.look
 
 def patches(point: str) -> list:
     """What makes the run end in the middle of a step."""
-    step, _, stage = point.partition(" ")
+    step, _, name = point.partition(" ")
+    stage, _, number = name.partition(".")
+    folder = f"member_{number}" if number else "weights"
     return {
         "index": lambda: [mock.patch.object(competition, "write_index", ending_before(competition.write_index))],
         "plan": lambda: [mock.patch.object(costs, "look", ending_before(look))],
         "prepare": lambda: [mock.patch.object(cache, "prepare", half_prepared)],
-        "fit": lambda: [mock.patch.object(stages, "train", half_trained(stage))],
+        "fit": lambda: [mock.patch.object(stages, "train", half_trained(stage, folder, 2))],
+        "relearn": lambda: [mock.patch.object(stages, "train", half_trained("yolo", "pseudo", 3))],
         "detect": lambda: [mock.patch.object(predict, "look", ending_before(look, lambda name, *_: name == "yolo"))],
         "classify": lambda: [mock.patch.object(predict, "look", ending_before(look, lambda name, *_: name == "study"))],
         "submit": lambda: [
@@ -93,7 +97,8 @@ def child(point: str, folders: list[str], out: Path) -> int:
         try:
             for patch in patches(point):
                 patch.start()
-            settings = {"cache_size": 64, "fusion.flips": False}
+            settings = {"cache_size": 64, "fusion.flips": False, "members": 2, "folds": 2}
+            settings |= {"pseudo.epochs": 1, "pseudo.none": 0.5, "pseudo.score": 0.001}  # every film is labelled
             for stage in SUBMISSION_STAGES:
                 settings |= {f"{stage}.size": 64, f"{stage}.infer_size": 64}
                 settings |= {f"{stage}.training.epochs": 1, f"{stage}.training.batch": 2}

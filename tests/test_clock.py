@@ -108,6 +108,53 @@ def test_more_time_never_drops_more():
     assert lengths[-1] == 0
 
 
+EVERYTHING = replace(ASKED, members=3, pseudo=2, detectors=("rcnn", "yolo", "retinanet"))
+EVERYTHING = replace(EVERYTHING, epochs={**ASKED.epochs, "retinanet": 10})
+DEARER = replace(COSTS, train_films=200, stages={**COSTS.stages, "retinanet": COSTS.stages["rcnn"]})
+
+
+def test_members_and_pseudo_labels_cost_what_they_are():
+    seconds, single = (clock.forecast(DEARER, choices) for choices in (EVERYTHING, replace(EVERYTHING, members=1)))
+    assert [step for step in seconds if step.startswith("fit")][:5] == [
+        "fit rcnn", "fit yolo", "fit retinanet", "fit study", "fit rcnn.1",
+    ]  # fmt: skip
+    assert seconds["fit yolo.2"] == single["fit yolo"] == 10 + 20 * 50
+    assert seconds["detect"] == 3 * single["detect"]
+    assert seconds["classify"] == 3 * single["classify"]
+    # two epochs on half as many films again, of each detector and member, and a second look
+    assert seconds["relearn"] == 3 * sum(10 + each * 2 * 1.5 for each in (100, 50, 100)) + seconds["detect"]
+    assert "relearn" not in clock.forecast(DEARER, replace(EVERYTHING, pseudo=0))
+
+
+def test_the_dearest_for_the_least_goes_first():
+    """Pseudo-labels, mirrored films, members one by one, epochs, resolution, detectors from the last to the first."""
+    seen = []
+    for seconds in range(30000, 50, -10):
+        chosen = clock.choose(DEARER, EVERYTHING, seconds)
+        scale = chosen.scale.get("rcnn", 1.0)
+        state = bool(chosen.pseudo), chosen.flips, chosen.members, scale, len(chosen.detectors)
+        if not seen or seen[-1] != state:
+            seen.append(state)
+    assert seen == [
+        (True, True, 3, 1.0, 3),
+        (False, True, 3, 1.0, 3),
+        (False, False, 3, 1.0, 3),
+        (False, False, 2, 1.0, 3),
+        (False, False, 1, 1.0, 3),
+        (False, False, 1, 0.75, 3),
+        (False, False, 1, 0.5, 3),
+        (False, False, 1, 0.5, 2),
+        (False, False, 1, 0.5, 1),
+    ]
+    least = clock.choose(DEARER, EVERYTHING, 100)
+    assert clock.dropped(EVERYTHING, least)[:3] == [
+        "pseudo-labels: the detectors do not train on test films",
+        "test-time augmentation: mirrored films are left out",
+        "fold ensemble: 1 of 3 models of each stage",
+    ]
+    assert Choices.from_json(EVERYTHING.to_json()) == EVERYTHING
+
+
 def test_dropped_is_said():
     chosen = clock.choose(COSTS, ASKED, 300)
     assert clock.dropped(ASKED, chosen) == [

@@ -36,10 +36,11 @@ def test_every_step_was_ended_and_nothing_degraded(runs):
 
 def test_the_same_bytes(runs):
     top, _ = runs
-    names = [f"weights/{stage}.safetensors" for stage in checkpoint.SUBMISSION_STAGES]
+    names = [f"weights/{stage}{k}.safetensors" for stage in checkpoint.SUBMISSION_STAGES for k in ("", ".1")]
+    names += [f"weights/{folder}pseudo/{d}.safetensors" for folder in ("", "member_1/") for d in ("rcnn", "yolo")]
     names += ["detections.csv", "levels.csv", "submission.csv", "submissions/rcnn.csv", "submissions/yolo.csv"]
     for name in names:
         assert (top / "killed" / name).read_bytes() == (top / "whole" / name).read_bytes(), name
     sample = top / "competition" / "sample_submission.csv"
     assert validate.validate(top / "killed" / "submission.csv", sample, top / "killed" / "index.csv").faults == []
-    assert not list((top / "killed" / "weights").glob("*.resume.pt"))
+    assert not list((top / "killed" / "weights").rglob("*.resume.pt"))

@@ -199,8 +199,8 @@ class PseudoConfig:
     """Further training of the detectors on test films that were answered surely (pseudo.py)."""
 
     epochs: int = 0  # on train and test films together; 0 leaves it out
-    score: float = 0.5  # boxes from this score on are taken for true
-    none: float = 0.9  # films from this confidence in `none` on for empty; those in between are left out
+    score: float = 0.4  # boxes from this score on are taken for true
+    none: float = 0.7  # films from this confidence in `none` for empty, up to 1 - this for full
     learning_rate: float = 0.3  # share of the stage's own
 
 

@@ -7,7 +7,7 @@ test films and of these mirrored (predict.py's tables), for an arm that a fold w
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,14 @@ import pandas as pd
 import torch
 from torchvision.transforms.functional import center_crop
 
-from siimcovid import LEVELS, checkpoint, folds, stages
+from siimcovid import LEVELS, checkpoint, folds, pseudo, stages, weights
 from siimcovid.ablation.material import Material
 from siimcovid.data import SHARED, Films, loader
 from siimcovid.files import atomic_path, write_json
 from siimcovid.models.study import probabilities
 from siimcovid.overrides import override
 from siimcovid.predict import default_device, predict
-from siimcovid.presets import Preset
+from siimcovid.presets import Preset, PseudoConfig
 from siimcovid.tables import read_csv
 
 #: The preset without any of the items: the report's three single models.
@@ -58,6 +58,9 @@ UNFROZEN: Mapping[str, Any] = {
     "study.training.clip_norm": 10.0,
 }
 
+#: Further training on pseudo-labels.
+PSEUDO: Mapping[str, Any] = {"pseudo.epochs": 2}
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -67,6 +70,7 @@ class Arm:
     stage: str
     changes: Mapping[str, Any] = field(default_factory=dict)  # of the plain preset
     fold: int | None = None  # that is held out
+    after: str = ""  # the arm that it goes on from, on pseudo-labels too
 
 
 def arms(detectors: Sequence[str], count: int, every: bool = True) -> list[Arm]:
@@ -85,6 +89,7 @@ def arms(detectors: Sequence[str], count: int, every: bool = True) -> list[Arm]:
             Arm("study averaged", "study", {"study.training.ema": 0.99}),
             Arm("study unfrozen", "study", UNFROZEN),
             Arm("study map", "study", {**UNFROZEN, "study.mask": 0.4}),
+            *(Arm(f"{name} pseudo", name, PSEUDO, after=name) for name in ("rcnn", "yolo")),
         ]
     for fold in range(count):
         found += [Arm(f"{name} fold {fold}", name, fold=fold) for name in ("rcnn", "yolo")]
@@ -120,14 +125,20 @@ class Trainer:
         """The films that a fold arm is trained on, and those held out from it."""
         return folds.split(self.material.train, arm.fold, self.folds, self.preset.seed, self.material.copies)
 
-    def run(self, arm: Arm) -> None:
-        """Train an arm and let it predict, where that is not done."""
+    def run(self, arm: Arm, labels: Callable[[PseudoConfig], pd.DataFrame]) -> None:
+        """Train an arm and let it predict, where that is not done. labels: gives the test films with pseudo-labels."""
         out, preset = self.folder(arm), self.configured(arm)
         if (out / "cost.json").is_file():
             return
         films = self.material.train if arm.fold is None else self.split(arm)[0]
+        labelled = labels(preset.pseudo) if arm.after else None
         begin, pooled = time.process_time(), stages.Features.last
-        path = stages.fit(arm.stage, preset, films, self.material.cache, self.material.start, out)
+        if labelled is None:
+            path = stages.fit(arm.stage, preset, films, self.material.cache, self.material.start, out)
+            weights.register_trained(path, arm.stage, preset, self.material.name)
+        else:
+            start = out.with_name(arm.after)
+            path = pseudo.fit(arm.stage, preset, films, labelled, self.material.cache, start, out)
         seconds, predicting, count = time.process_time() - begin, 0.0, 0
         if arm.stage == "study" and preset.study.frozen and pooled is not None and pooled is stages.Features.last:
             seconds += pooled[2]  # another arm's backbone has looked at these films already

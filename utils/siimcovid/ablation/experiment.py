@@ -1,15 +1,18 @@
 """The whole ablation: which competitions, who trains on which, and what is compared where."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
-from siimcovid import checkpoint
+from siimcovid import checkpoint, pseudo
 from siimcovid.ablation.arms import Arm, Trainer, arms, trainer
 from siimcovid.ablation.material import phantom, read
+from siimcovid.ablation.systems import PLAIN_SYSTEM, answer
 from siimcovid.errors import InputError
-from siimcovid.presets import Preset
+from siimcovid.presets import Preset, PseudoConfig
 from siimcovid.search import claimed
 
 DETECTORS = checkpoint.DETECTORS
@@ -41,6 +44,11 @@ def parted(plan: Plan, found: pd.DataFrame) -> list[pd.DataFrame]:
     ]
 
 
+def labels(one: Trainer, arms_of: Mapping[str, Arm], config: PseudoConfig) -> pd.DataFrame:
+    """The test films that the plain system answers surely, with its answer for their truth."""
+    return pseudo.label(answer(one, PLAIN_SYSTEM, arms_of), one.material.test, config)
+
+
 def train(
     plan: Plan, preset: Preset, start: Path | None, out: Path
 ) -> dict[str, tuple[Trainer, dict[str, Arm]]] | None:
@@ -63,8 +71,8 @@ def train(
                 if name in synthetic:
                     phantom(synthetic[name], folder, plan.train_studies, plan.test_studies)
                 one = trainer(read(folder, out / name, start, preset), preset, plan.folds)
-                wanted = arms(DETECTORS, plan.folds, every=name in synthetic)
-                for arm in wanted:
-                    one.run(arm)
-                trainers[name] = one, {arm.name: arm for arm in wanted}
+                wanted = {arm.name: arm for arm in arms(DETECTORS, plan.folds, every=name in synthetic)}
+                for arm in wanted.values():
+                    one.run(arm, partial(labels, one, wanted))
+                trainers[name] = one, wanted
     return None if busy else trainers

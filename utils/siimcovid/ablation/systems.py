@@ -69,6 +69,8 @@ def items(detectors: tuple[str, ...], count: int) -> list[Item]:
         if third not in plain.detectors:
             more = replace(plain, detectors={**plain.detectors, third: (third,)})
             found.append(Item(f"detectors: {third} as a third", plain, more))
+    further = {name: (f"{name} pseudo",) for name in plain.detectors}
+    found.append(Item("detectors: pseudo-labels", plain, replace(plain, detectors=further)))
     if count > 1:
         study = tuple(f"study none fold {k}" for k in range(count))
         found.append(Item(f"fold ensemble of {count}", none, replace(plain, detectors=members, study=study)))
