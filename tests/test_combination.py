@@ -8,6 +8,7 @@ import pytest
 from scipy.special import expit, logit
 
 from siimcovid import CLASSES, LEVEL_COLUMNS, LEVELS, combination, metric
+from siimcovid.ablation.arms import PLAIN
 from siimcovid.combine import Combined, Said, combine
 from siimcovid.errors import InputError
 from siimcovid.fuse import COLUMNS
@@ -15,8 +16,6 @@ from siimcovid.overrides import override
 from siimcovid.presets import load_preset
 from siimcovid.submission import Priors, read_table, write_submission
 
-PLAIN = {"fusion.weights": [1, 1], "fusion.flips": False, "fusion.calibration": [], "crosstalk.none": []}
-PLAIN |= dict.fromkeys(("crosstalk.negative_none", "crosstalk.opacity_none", "crosstalk.opacity_negative"), 0)
 PRESET = load_preset("small", PLAIN)
 
 

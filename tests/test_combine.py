@@ -6,16 +6,14 @@ import pytest
 from scipy.special import expit, logit
 
 from siimcovid import LEVELS
-from siimcovid.checkpoint import family
+from siimcovid.ablation.arms import PLAIN
+from siimcovid.checkpoint import family, member
 from siimcovid.combine import Said, calibrated, combine, ensemble, none_evidence
 from siimcovid.errors import InputError
 from siimcovid.fuse import COLUMNS, fuse
 from siimcovid.presets import load_preset
 
 LEFT, RIGHT = (0.1, 0.2, 0.4, 0.7), (0.6, 0.2, 0.9, 0.7)
-PLAIN = {"fusion.weights": [1, 1], "fusion.flips": False, "fusion.calibration": []}
-PLAIN |= {"crosstalk.none": [], "crosstalk.negative_none": 0, "crosstalk.opacity_none": 0}
-PLAIN |= {"crosstalk.opacity_negative": 0}
 
 
 def preset(**changes):
@@ -45,6 +43,11 @@ def said():
 )
 def test_family(voice, expected):
     assert family(voice) == expected
+
+
+def test_a_member_belongs_to_its_stage():
+    assert [member("yolo", number) for number in range(3)] == ["yolo", "yolo.1", "yolo.2"]
+    assert {family(member("study", number)) for number in range(12)} == {"study"}
 
 
 def test_nothing_crosses_in_the_plain_preset(said):

@@ -7,16 +7,18 @@ import pandas as pd
 import pytest
 
 from siimcovid import CLASSES, LEVEL_COLUMNS, LEVELS, crossval
+from siimcovid.ablation.arms import PLAIN
 from siimcovid.cli import main
 from siimcovid.crossval import cross_validate, refuse_leaks, score
 from siimcovid.errors import InputError
+from siimcovid.overrides import override
 from siimcovid.phantom_competition import write_competition
 from siimcovid.presets import load_preset
 from siimcovid.weights import register_trained
 
 BOX = [0.2, 0.3, 0.6, 0.8]
 CORNERS = ["x1", "y1", "x2", "y2"]
-PRESET = load_preset("small", {"folds": 3})
+PRESET = load_preset("small", {**PLAIN, "fusion.flips": True, "folds": 3})
 
 
 @pytest.fixture
@@ -237,13 +239,13 @@ def test_the_best_epoch_is_an_option(images, models, tmp_path):
 
 def test_fusion_may_change_and_training_may_not(images, models, tmp_path):
     run(images, tmp_path)
-    fused = run(images, tmp_path, load_preset("small", {"folds": 3, "fusion.max_boxes": 1, "fusion.flips": False}))
+    fused = run(images, tmp_path, override(PRESET, {"fusion.max_boxes": 1, "fusion.flips": False}))
     assert set(fused.said.detections["model"]) == {"rcnn", "yolo"}
     assert fused.answer.detections.groupby("image_id").size().max() == 1
     assert len(models.fitted) == 9
     for change in ({"seed": 1}, {"rcnn.training.epochs": 3}):
         with pytest.raises(InputError, match="another preset"):
-            run(images, tmp_path, load_preset("small", {"folds": 3} | change))
+            run(images, tmp_path, override(PRESET, change))
 
 
 def test_other_films_are_refused(images, models, tmp_path):

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -27,8 +28,10 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from dicom_files import write
 from siimcovid import LEVELS, cache
+from siimcovid.ablation.arms import PLAIN
+from siimcovid.combine import Said, combine
 from siimcovid.errors import InputError
-from siimcovid.fuse import fuse
+from siimcovid.overrides import override
 from siimcovid.predict import predict
 from siimcovid.processes import Lost
 from siimcovid.web import heatmap, uploads
@@ -97,28 +100,30 @@ def post(client, *files: bytes, path: str = "/api/predict", names: str = "film",
 
 
 def test_numbers_are_the_kernels(client, models, tmp_path):
-    """The page's boxes and levels against predict and fuse on a cache made by prepare."""
-    fusion = models.preset.fusion
+    """The page's boxes and levels against predict and combine on a cache made by prepare."""
     data = dicom(tmp_path, film(rows=700, columns=500))
     images = pd.DataFrame({"image_id": ["a"], "study_id": ["s"], "path": [str(tmp_path / "film.dcm")]})
     images["boxes"], images["level"] = [[]], [None]
     assert cache.prepare(images, tmp_path / "cache", models.preset.cache_size, workers=1).empty
     tables = {name: predict(name, s.config, s.model, images, tmp_path / "cache") for name, s in models.stages.items()}
     heard = {name: tables[name] for name in ("rcnn", "yolo")}
-    if fusion.flips:
+    if models.preset.fusion.flips:
         for name in ("rcnn", "yolo"):
             stage = models.stages[name]
             heard[f"{name}_flip"] = predict(name, stage.config, stage.model, images, tmp_path / "cache", flip=True)
-    weights = fusion.weights * (1 + fusion.flips)
-    fused = fuse(pd.concat(heard.values()), list(heard), weights=weights, iou=fusion.iou, nms_iou=fusion.nms_iou)
-    result = post(client, data).json["films"][0]
+    said = Said(images[["image_id", "study_id"]], pd.concat(heard.values()), {name: ["a"] for name in heard})
+    together = combine(replace(said, levels=tables["study"]), models.preset)
+    whole = post(client, data).json
+    result = whole["films"][0]
     assert (result["rows"], result["columns"]) == (700, 500)
-    for name, table in {"rcnn": tables["rcnn"], "yolo": tables["yolo"], "ensemble": fused}.items():
+    for name, table in {"rcnn": tables["rcnn"], "yolo": tables["yolo"], "ensemble": together.detections}.items():
         assert len(table) > 3
         expected = table[["score", "x1", "y1", "x2", "y2"]].to_numpy() * [1, 500, 700, 500, 700]
         found = [[box[k] for k in ("score", "left", "top", "right", "bottom")] for box in result["boxes"][name]]
         assert np.allclose(found, expected, atol=0.011), name  # pixels have two decimals
-        assert result["none"][name] == pytest.approx(1 - table["score"].max(), abs=1e-4)
+        none = together.none["a"] if name == "ensemble" else 1 - table["score"].max()
+        assert result["none"][name] == pytest.approx(none, abs=1e-4)
+    assert whole["levels"] == pytest.approx(together.levels[list(LEVELS)].iloc[0].to_dict(), abs=1e-4)
     assert result["levels"] == pytest.approx(tables["study"][list(LEVELS)].iloc[0].to_dict(), abs=1e-4)
 
 
@@ -146,7 +151,14 @@ def test_exif_orientation_is_followed(client):
     assert (answer["rows"], answer["columns"]) == (COLUMNS, ROWS)
 
 
-def test_study_is_the_mean_of_its_films(client):
+@pytest.fixture(scope="module")
+def plain(models) -> Models:
+    """The same models, of which none hears another."""
+    return Models(models.stages, override(models.preset, {**PLAIN, "fusion.flips": True}))
+
+
+def test_study_is_the_mean_of_its_films(plain):
+    client = create_app(plain, LIMITS).test_client()
     first, second = (encoded(film(seed), "PNG") for seed in (1, 2))
     both = post(client, first, second).json
     alone = [post(client, data).json["films"][0] for data in (first, second)]
@@ -157,13 +169,12 @@ def test_study_is_the_mean_of_its_films(client):
     assert sum(both["levels"].values()) == pytest.approx(1, abs=3e-4)
 
 
-def test_a_silent_detector_still_counts(models):
+def test_a_silent_detector_still_counts(plain):
     """Equation 6 of the report divides by the weights of all, even where only one found something on the film."""
-    seen = models.look(film())
+    seen = plain.look(film())
     seen.boxes = {name: np.empty((0, 5)) for name in seen.boxes} | {"rcnn": np.array([[0.8, 0.1, 0.1, 0.5, 0.5]])}
-    boxes, _ = models.combined([seen])
-    weight = dict(zip(models.preset.fusion.detectors, models.preset.fusion.weights, strict=True))
-    expected = 0.8 * weight["rcnn"] / sum(weight[name.removesuffix("_flip")] for name in models.voices)
+    boxes, _ = plain.combined([seen])
+    expected = 0.8 / len(plain.voices)  # all weights are 1
     assert boxes.loc[boxes["model"] == "ensemble", "score"].tolist() == pytest.approx([expected])
 
 
