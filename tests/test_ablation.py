@@ -34,7 +34,8 @@ class Kept:
         if arm.stage == "study":
             negative = {"study": 0.1, "study none": 0.3}[arm.name] + (0.2 if flip else 0.0)
             marks = [[negative + 0.3 * (name == "b"), 0.2, 0.2, 0.1] for name in self.test["image_id"]]
-            return self.test.join(pd.DataFrame(marks, columns=list(LEVELS)))
+            table = self.test.join(pd.DataFrame(marks, columns=list(LEVELS)))
+            return table.assign(none=0.6) if arm.name == "study none" else table
         scores = [0.9, 0.05] if arm.name == "rcnn" else [0.5, 0.4]
         corners = pd.DataFrame([BOX] * 2, columns=["x1", "y1", "x2", "y2"])
         return pd.DataFrame({"image_id": ["a", "b"], "model": arm.stage, "score": scores}).join(corners)
@@ -68,6 +69,14 @@ def test_what_a_system_hears(changes, voices, negative, boxes):
     assert said.levels["negative"].tolist() == pytest.approx(negative)
     assert len(said.detections) == boxes
     assert set(said.detections["model"]) == set(voices)
+
+
+def test_none_comes_from_an_arm_of_its_own():
+    said = systems.said(Kept(), System(none="study none"), ARMS)
+    assert said.levels["none"].tolist() == [0.6] * 3
+    assert said.levels["negative"].tolist() == pytest.approx([0.1, 0.4, 0.1])
+    assert "none" not in systems.said(Kept(), System(study=("study none",)), ARMS).levels
+    assert systems.cost(Kept(), System(none="study none"), ARMS) == {"train": 170.0, "film": 3.0}
 
 
 def test_what_a_system_costs():
@@ -143,7 +152,7 @@ def test_the_command_for_real(tmp_path, capsys):
     assert set(found["competition"]) == {"phantom-4", "films"}
     assert np.isfinite(found[["mean", "film", "train"]].to_numpy()).all()
     everything = found[found["competition"] == "phantom-4"]["item"].unique()
-    assert len(everything) == len(systems.items(experiment.DETECTORS, 2)) + len(table.combination.ITEMS) + 1
+    assert len(everything) == len(systems.items(experiment.DETECTORS, 2)) + len(table.combination.ITEMS) + 2
     assert all(item in printed for item in everything)
     assert (tmp_path / "out" / "ablation.md").read_text() == printed.rstrip("\n") + "\n"
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/*/arms/*/*.safetensors")}

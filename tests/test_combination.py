@@ -1,5 +1,6 @@
 """The numbers of a combination: what is fitted, on which films, and what is left off."""
 
+import itertools
 import json
 
 import numpy as np
@@ -16,23 +17,22 @@ from siimcovid.overrides import override
 from siimcovid.presets import load_preset
 from siimcovid.submission import Priors, read_table, write_submission
 
+LEFT, RIGHT = [0.1, 0.2, 0.4, 0.7], [0.6, 0.2, 0.9, 0.7]
 PRESET = load_preset("small", PLAIN)
 
 
 def world(seed=0, films=120, told=1.5):
-    """Films with and without a box, a study each: detectors know `told` of it, the study model nothing."""
+    """Films with none, one and two boxes, a study each: detectors know `told` of them, the study model nothing."""
     rng = np.random.default_rng(seed)
     level = rng.choice(LEVELS, films)
     rows, found, graded = [], [], []
     for k in range(films):
-        box = [0.1, 0.2, 0.4, 0.7] if level[k] != "negative" else None
-        rows.append({"image_id": f"i{k}", "study_id": f"s{k}", "boxes": [box] if box else [], "level": level[k]})
-        for model in ("rcnn", "yolo"):
-            sure = expit(rng.normal(told if box else -told, 1))
-            found.append((f"i{k}", model, sure, *(box or [0.5, 0.5, 0.8, 0.9])))
-            found.append((f"i{k}", model, 0.3 * rng.random(), 0.6, 0.1, 0.9, 0.4))
+        boxes = {"negative": [], "typical": [LEFT, RIGHT]}.get(level[k], [LEFT])
+        rows.append({"image_id": f"i{k}", "study_id": f"s{k}", "boxes": boxes, "level": level[k]})
+        for model, box in itertools.product(("rcnn", "yolo"), (LEFT, RIGHT)):
+            found.append((f"i{k}", model, expit(rng.normal(told if box in boxes else -told, 1)), *box))
         graded.append([f"i{k}", f"s{k}", *rng.dirichlet(np.ones(4))])
-    images = pd.DataFrame(rows).assign(rows=100, columns=200)
+    images = pd.DataFrame(rows).assign(rows=100, columns=200, annotated=True)
     levels = pd.DataFrame(graded, columns=["image_id", "study_id", *LEVELS])
     names = images["image_id"].tolist()
     said = Said(
@@ -50,7 +50,8 @@ def test_class_scores_are_the_metrics(tmp_path):
     path = tmp_path / "submission.csv"
     priors = Priors(dict.fromkeys(LEVELS, 0.25), 0.5)
     write_submission(sample, answer.levels, answer.none, answer.detections, images, path, priors)
-    label = ["opacity 1 20 20 80 70" if boxes else "none 1 0 0 1 1" for boxes in images["boxes"]]
+    text = {0: "none 1 0 0 1 1", 1: "opacity 1 20 20 80 70", 2: "opacity 1 20 20 80 70 opacity 1 120 20 180 70"}
+    label = images["boxes"].map(len).map(text)
     truth = pd.DataFrame({"id": images["image_id"] + "_image", "label": label})
     marks = {c: (images["level"] == level).astype(int) for level, c in zip(LEVELS, LEVEL_COLUMNS, strict=True)}
     official = metric.score(
@@ -64,12 +65,13 @@ def test_class_scores_are_the_metrics(tmp_path):
 def test_what_helps_is_kept_and_helps_films_that_no_fit_saw():
     said, images, folds = world()
     numbers, table = combination.fit(said, images, folds, PRESET)
-    assert table["kept"]["negative"]
-    assert numbers["crosstalk.negative_none"] > 0
-    assert table["gain"]["negative"] > 0.05
+    assert table["kept"]["levels"]
+    assert len(numbers["crosstalk.sides"]) == len(numbers["crosstalk.level_sides"]) == 12
+    assert table["gain"]["levels"] > 0.05
     fresh, truth, _ = world(seed=1)
     before, after = (combination.class_scores(combine(fresh, p), truth) for p in (PRESET, override(PRESET, numbers)))
     assert after["negative"] > before["negative"] + 0.3
+    assert after["typical"] > before["typical"] + 0.1
     assert after["mean"] > before["mean"] + 0.05
 
 
@@ -135,8 +137,8 @@ def test_bad_requests_are_refused():
     said, images, folds = world(films=12)
     with pytest.raises(InputError, match="at least two folds"):
         combination.fit(said, images, dict.fromkeys(folds, 0), PRESET)
-    with pytest.raises(InputError, match="no item levels to fit; choose of calibration"):
-        combination.fit(said, images, folds, PRESET, ["none", "levels"])
+    with pytest.raises(InputError, match="no item boxes to fit; choose of calibration"):
+        combination.fit(said, images, folds, PRESET, ["none", "boxes"])
 
 
 def test_numbers_beside_weights(tmp_path):

@@ -8,7 +8,7 @@ from scipy.special import expit, logit
 from siimcovid import LEVELS
 from siimcovid.ablation.arms import PLAIN
 from siimcovid.checkpoint import family, member
-from siimcovid.combine import Said, calibrated, combine, ensemble, none_evidence
+from siimcovid.combine import Said, calibrated, combine, ensemble, none_evidence, side_evidence, sides
 from siimcovid.errors import InputError
 from siimcovid.fuse import COLUMNS, fuse
 from siimcovid.presets import load_preset
@@ -110,20 +110,56 @@ def test_boxes_are_rescored(said):
     assert answer.none.to_dict() == plain.none.to_dict()
 
 
-def test_negative_hears_none(said):
-    answer = combine(said, preset(crosstalk__negative_none=0.25))
-    negative = 0.3**0.75 * np.mean([0.3, 0.9]) ** 0.25
-    expected = [negative, *(np.array([0.4, 0.2, 0.1]) * (1 - negative) / 0.7)]
-    assert answer.levels[list(LEVELS)].to_numpy()[0] == pytest.approx(expected)
-    assert sum(expected) == pytest.approx(1)
+#: Intercept and weights of the surer side, the other side and `none`, for none, one and both sides.
+SIDES = [[0.5, -1.0, 0.0, 1.0], [0.0, 0.5, -0.5, 0.0], [-0.5, 0.5, 1.0, -1.0]]
+#: How much more often none, one and both sides are affected: of negative, typical, indeterminate and atypical studies.
+LEVEL_SIDES = [[3.0, 0.1, 0.1], [0.1, 0.2, 2.0], [0.1, 3.0, 0.7], [0.6, 2.0, 0.4]]
+
+
+def heard(**changes):
+    numbers = {"crosstalk__sides": np.ravel(SIDES).tolist(), "crosstalk__level_sides": np.ravel(LEVEL_SIDES).tolist()}
+    return preset(**numbers | changes)
+
+
+def test_sides_are_the_halves_of_the_film(said):
+    found = boxes(("a", "ensemble", 0.2, LEFT), ("a", "ensemble", 0.7, RIGHT), ("a", "ensemble", 0.4, RIGHT),
+                  ("b", "ensemble", 0.3, LEFT))  # fmt: skip
+    evidence = side_evidence(found, pd.Series({"a": 0.3, "b": 0.9, "c": 0.8}))
+    expected = [[0.7, 0.2, 0.3], [0.3, 1e-4, 0.9], [1e-4, 1e-4, 0.8]]
+    assert expit(evidence.to_numpy()) == pytest.approx(np.array(expected))
+    for numbers in (SIDES, [[0] * 4] * 3):
+        probabilities = sides(
+            found, pd.Series({"a": 0.3}), heard(crosstalk__sides=np.ravel(numbers).tolist()).crosstalk
+        )
+        odds = np.exp([row[0] + np.dot(row[1:], logit([0.7, 0.2, 0.3])) for row in numbers])
+        assert probabilities.to_numpy()[0] == pytest.approx(odds / odds.sum())
+
+
+def test_levels_hear_how_many_sides_are_affected(said):
+    answer = combine(said, heard(crosstalk__level_power=0.5))
+    plain = combine(said, preset())
+    likelihood = sides(plain.detections, plain.none, heard().crosstalk).loc[["a", "b"]].mean() @ np.array(LEVEL_SIDES).T
+    expected = np.array([0.3, 0.4, 0.2, 0.1]) ** 0.5 * likelihood
+    assert answer.levels[list(LEVELS)].to_numpy()[0] == pytest.approx(expected / expected.sum())
+    assert answer.none.to_dict() == plain.none.to_dict()
     silent = Said(said.films, said.detections.iloc[:0], {}, said.levels)
-    assert combine(silent, preset(crosstalk__negative_none=1)).levels.equals(combine(said, preset()).levels)
+    assert combine(silent, heard()).levels.equals(plain.levels)
+
+
+def test_a_study_that_no_detector_looked_at_keeps_its_levels(said):
+    levels = pd.concat([said.levels, said.levels[:1].assign(image_id="c", study_id="t")], ignore_index=True)
+    some = Said(said.films, said.detections, {"rcnn": ["a", "b"], "yolo": ["a", "b"]}, levels)
+    answer = combine(some, heard()).levels.set_index("study_id")
+    assert answer.loc["t"].tolist() == pytest.approx([0.2, 0.5, 0.2, 0.1])
+    assert answer.loc["s"].tolist() != pytest.approx([0.3, 0.4, 0.2, 0.1])
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"fusion.weights": [1]}, "fusion.weights has 1 numbers; it needs 1 for each of the detectors rcnn, yolo"),
+        ({"crosstalk.sides": [1.0] * 11}, "crosstalk.sides has 11 numbers; it needs an intercept"),
+        ({"crosstalk.sides": [1.0] * 12}, "crosstalk.level_sides has 0 numbers; it needs three for each of negative"),
         ({"fusion.calibration": [1, 0, 1]}, "fusion.calibration has 3 numbers; it needs 2 for each"),
         (
             {"crosstalk.none": [1, 2]},

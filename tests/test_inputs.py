@@ -13,7 +13,8 @@ from tiny_weights import write_weights
 NUMBERS = {
     "fusion.weights": [1.0, 3.0],
     "crosstalk.none": [0.5, 1.0, 0.5, 0.25, 0.0],
-    "crosstalk.negative_none": 1.0,
+    "crosstalk.sides": [0.5, -1.0, 0.0, 1.0, 0.0, 0.5, -0.5, 0.0, -0.5, 0.5, 1.0, -1.0],
+    "crosstalk.level_sides": [3.0, 0.1, 0.1, 0.1, 0.2, 2.0, 0.1, 3.0, 0.7, 0.6, 2.0, 0.4],
     "crosstalk.opacity_none": 0.5,
 }
 
@@ -40,13 +41,13 @@ def test_fitted_numbers_are_taken_over(folders, tmp_path, capsys):
     assert "combination.json" in capsys.readouterr().out
     assert run.degraded == []
     asked = json.loads((tmp_path / "run.json").read_text())["asked"]
-    assert asked["crosstalk"]["negative_none"] == 1.0
+    assert asked["crosstalk"]["sides"] == NUMBERS["crosstalk.sides"]
 
 
 def test_overrides_go_before_them(folders, tmp_path):
-    run = start(folders, tmp_path, **{"fusion.weights": [2, 1], "crosstalk.negative_none": 0})
+    run = start(folders, tmp_path, **{"fusion.weights": [2, 1], "crosstalk.sides": []})
     assert run.preset.fusion.weights == (2.0, 1.0)
-    assert run.preset.crosstalk.negative_none == 0
+    assert run.preset.crosstalk.sides == ()
     assert run.preset.crosstalk.opacity_none == 0.5
 
 
@@ -54,7 +55,7 @@ def test_damaged_numbers_are_recorded_and_left(folders, tmp_path):
     for path in (folders / "weights").iterdir():
         (tmp_path / "weights").mkdir(exist_ok=True)
         (tmp_path / "weights" / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "weights" / combination.FILE).write_text('{"crosstalk.negative_none": 0.25}')
+    (tmp_path / "weights" / combination.FILE).write_text('{"crosstalk.opacity_none": 0.25}')
     run = start(folders, tmp_path / "out", tmp_path / "weights")
     assert run.preset.crosstalk == SMALL.crosstalk
     (fault,) = run.degraded

@@ -10,7 +10,7 @@ does not raise the mean of the six classes is left off. Only what is kept is fit
     calibration   each detector's scores by the odds that its boxes are hits: a logistic regression (Platt 1999)
     fusion        the detectors' weights, the IoU of fusion and that of suppression, a search one after the other
     none          a logistic regression on the detectors' highest scores and the study model's outputs
-    negative      the share of `none` in `negative`, a search
+    levels        what the detectors found is held against the levels: a logistic regression, counts and a search
     opacity       the exponents of `none` and of `negative` by which boxes are rescored, a search
 """
 
@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from sklearn.linear_model import LogisticRegression
 
-from siimcovid import CLASSES, weights
+from siimcovid import CLASSES, LEVELS, weights
 from siimcovid.checkpoint import family
 from siimcovid.combine import (
     Combined,
@@ -36,6 +36,7 @@ from siimcovid.combine import (
     none_evidence,
     regraded,
     rescored,
+    side_evidence,
 )
 from siimcovid.errors import InputError
 from siimcovid.files import write_json
@@ -54,7 +55,7 @@ WEIGHTS = (0.25, 0.5, 0.7, 1.0, 1.5, 2.0, 4.0)
 IOUS = (0.4, 0.45, 0.5, 0.55, 0.6, 0.65)
 NMS_IOUS = (0.3, 0.4, 0.5, 0.6)
 EXPONENTS = (0.0, 0.15, 0.3, 0.5, 0.75, 1.0)
-SHARES = (0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0)
+POWERS = (0.1, 0.15, 0.25, 0.35, 0.5, 0.7, 1.0, 1.5)
 
 #: Inverse strength of the penalty of the logistic regressions: few films against a handful of numbers.
 PENALTY = 0.3
@@ -157,16 +158,37 @@ def fit_none(said: Said, images: pd.DataFrame, preset: Preset) -> dict[str, Any]
     return {"crosstalk.none": _rounded([model.intercept_[0], *(weight.get(name, 0.0) for name in evidence)])}
 
 
-def fit_negative(said: Said, images: pd.DataFrame, preset: Preset) -> dict[str, Any]:
-    """The share of `none` in `negative` that makes the levels' mean average precision highest."""
+def fit_levels(said: Said, images: pd.DataFrame, preset: Preset) -> dict[str, Any]:
+    """The numbers of `combine.regraded`: a logistic regression on films that were annotated, the frequencies of their
+    sides at each level (half a film more everywhere, so that nothing is impossible), and the power that makes the
+    levels' mean average precision highest."""
     boxes = ensemble(said, preset.fusion)
     none = film_none(said, boxes, preset)
+    evidence = side_evidence(boxes, none)
+    known = images.set_index("image_id").reindex(evidence.index)
+    known = known[known["annotated"].astype(bool)]
+    affected = known["boxes"].map(sides_of).astype(int)
+    if set(affected) != {0, 1, 2}:
+        return {}
+    model = LogisticRegression(C=PENALTY, max_iter=2000).fit(evidence.loc[known.index].to_numpy(), affected.to_numpy())
+    counts = pd.crosstab(known["level"], affected).reindex(index=list(LEVELS), columns=[0, 1, 2], fill_value=0) + 0.5
+    ratios = counts.div(counts.sum(axis=1), axis=0) / (counts.sum() / counts.to_numpy().sum())
+    weights = np.column_stack([model.intercept_, model.coef_])
+    numbers = {
+        "crosstalk.sides": _rounded(weights.ravel()),
+        "crosstalk.level_sides": _rounded(ratios.to_numpy().ravel()),
+    }
     levels, truth = study_levels(said.levels), true_levels(images)
 
     def score(changes: dict[str, Any]) -> float:
-        return level_precisions(regraded(levels, none, said, override(preset, changes).crosstalk), truth)["mean"]
+        return level_precisions(regraded(levels, boxes, none, said, override(preset, changes).crosstalk), truth)["mean"]
 
-    return _best([{"crosstalk.negative_none": share} for share in SHARES], score)
+    return _best([{**numbers, "crosstalk.level_power": power} for power in POWERS], score)
+
+
+def sides_of(boxes: Sequence[Sequence[float]]) -> int:
+    """In how many halves of a film the centres of its boxes lie: 0, 1 or 2."""
+    return len({x1 + x2 < 1 for x1, _, x2, _ in boxes})
 
 
 def fit_opacity(said: Said, images: pd.DataFrame, preset: Preset) -> dict[str, Any]:
@@ -199,7 +221,7 @@ ITEMS: dict[str, Fit] = {
     "calibration": fit_calibration,
     "fusion": fit_fusion,
     "none": fit_none,
-    "negative": fit_negative,
+    "levels": fit_levels,
     "opacity": fit_opacity,
 }
 

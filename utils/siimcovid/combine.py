@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-from scipy.special import expit, logit
+from scipy.special import expit, logit, softmax
 
 from siimcovid import LEVELS
 from siimcovid.checkpoint import family
@@ -24,6 +24,9 @@ from siimcovid.presets import CrosstalkConfig, FusionConfig, Preset
 
 #: Probabilities are kept this far from 0 and 1 before their logit is taken.
 EDGE = 1e-4
+
+#: What is known of how many sides of a film are affected: see `side_evidence`.
+SIDE_EVIDENCE = ("surer side", "other side", "none")
 
 #: What the study model says of a film beside the four levels, where it has the output.
 NONE = "none"
@@ -55,7 +58,9 @@ def combine(said: Said, preset: Preset) -> Combined:
     boxes = ensemble(said, preset.fusion)
     none = film_none(said, boxes, preset)
     levels = study_levels(said.levels)
-    return Combined(rescored(boxes, none, said, preset.crosstalk), none, regraded(levels, none, said, preset.crosstalk))
+    return Combined(
+        rescored(boxes, none, said, preset.crosstalk), none, regraded(levels, boxes, none, said, preset.crosstalk)
+    )
 
 
 def of_detectors(values: tuple[float, ...], fusion: FusionConfig, each: int, name: str) -> dict[str, tuple]:
@@ -186,21 +191,58 @@ def rescored(boxes: pd.DataFrame, none: pd.Series, said: Said, crosstalk: Crosst
     return changed.sort_values(["image_id", "score"], ascending=[True, False], kind="stable", ignore_index=True)
 
 
-def regraded(levels: pd.DataFrame, none: pd.Series, said: Said, crosstalk: CrosstalkConfig) -> pd.DataFrame:
+def side_evidence(boxes: pd.DataFrame, none: pd.Series) -> pd.DataFrame:
+    """A row per film of `none`, by image_id: logits of SIDE_EVIDENCE.
+
+    "surer side" and "other side" are the highest scores of boxes whose centre lies in the one and in the other half of
+    the film, the higher one first.
+    """
+    left = (boxes["x1"] + boxes["x2"]) < 1
+    highest = [boxes[half].groupby("image_id")["score"].max().reindex(none.index).fillna(0.0) for half in (left, ~left)]
+    halves = np.sort(np.stack(highest, axis=1), axis=1)[:, ::-1]
+    values = logits(np.column_stack([halves, none.to_numpy(dtype=float)]))
+    return pd.DataFrame(values, index=none.index, columns=list(SIDE_EVIDENCE))
+
+
+def sides(boxes: pd.DataFrame, none: pd.Series, crosstalk: CrosstalkConfig) -> pd.DataFrame:
+    """A row per film of `none`: the probabilities that none, one or both halves of the film have an opacity.
+
+    A multinomial logistic regression on `side_evidence` by `crosstalk.sides`.
+    """
+    if len(crosstalk.sides) != 3 * (1 + len(SIDE_EVIDENCE)):
+        raise InputError(
+            f"crosstalk.sides has {len(crosstalk.sides)} numbers; it needs an intercept and a weight for each of "
+            f"{', '.join(SIDE_EVIDENCE)}, for none, one and both sides"
+        )
+    weights = np.array(crosstalk.sides).reshape(3, -1)
+    evidence = side_evidence(boxes, none)
+    values = softmax(evidence.to_numpy() @ weights[:, 1:].T + weights[:, 0], axis=1)
+    return pd.DataFrame(values, index=evidence.index)
+
+
+def regraded(
+    levels: pd.DataFrame, boxes: pd.DataFrame, none: pd.Series, said: Said, crosstalk: CrosstalkConfig
+) -> pd.DataFrame:
     """The studies' levels after the detectors were heard; studies that no detector looked at keep theirs.
 
-    `negative` becomes its geometric mean with the study's `none`, the mean over its films, which has the share
-    negative_none; the other three keep their proportions.
+    A typical study nearly always has opacities in both lungs, an indeterminate one mostly in one, a negative one in
+    none. So a level's probability, to the power `level_power`, is multiplied with the likelihood of what the detectors
+    found: the mean of `level_sides`, how much more often than of any study so many sides are affected at that level,
+    weighted with the probabilities of `sides`, which are the mean over the study's films.
     """
-    if levels.empty or none.empty or not crosstalk.negative_none:
+    if levels.empty or none.empty or not crosstalk.sides:
         return levels
     study_of = said.films.set_index("image_id")["study_id"]
-    study_none = none.groupby(study_of.reindex(none.index)).mean().reindex(levels["study_id"]).to_numpy()
-    values = levels[list(LEVELS)].to_numpy(dtype=float, copy=True)
-    share = crosstalk.negative_none
-    blended = np.clip(values[:, 0], EDGE, 1) ** (1 - share) * np.clip(study_none, EDGE, 1) ** share
-    negative = np.where(np.isnan(study_none), values[:, 0], blended)
-    values[:, 1:] *= ((1 - negative) / np.maximum(1 - values[:, 0], EDGE))[:, None]
-    values[:, 0] = negative
+    found = sides(boxes, none, crosstalk)
+    if len(crosstalk.level_sides) != 3 * len(LEVELS):
+        raise InputError(
+            f"crosstalk.level_sides has {len(crosstalk.level_sides)} numbers; it needs three for each of "
+            f"{', '.join(LEVELS)}: of none, one and both sides"
+        )
+    found = found.groupby(study_of.reindex(found.index)).mean().reindex(levels["study_id"]).to_numpy()
+    values = np.clip(levels[list(LEVELS)].to_numpy(dtype=float), EDGE, 1) ** crosstalk.level_power
+    values *= found @ np.array(crosstalk.level_sides).reshape(len(LEVELS), 3).T
     values /= values.sum(axis=1, keepdims=True)
+    heard = np.isfinite(values).all(axis=1, keepdims=True)
+    values = np.where(heard, values, levels[list(LEVELS)].to_numpy(dtype=float))
     return levels.assign(**dict(zip(LEVELS, values.T, strict=True)))

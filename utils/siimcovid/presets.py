@@ -189,7 +189,9 @@ class CrosstalkConfig:
     """
 
     none: tuple[float, ...] = ()  # intercept and weights of the logits that a film is empty; empty: 1 - highest score
-    negative_none: float = 0.0  # share of `none` in its geometric mean with `negative`
+    sides: tuple[float, ...] = ()  # the same for none, one and both sides being affected; empty: levels are left alone
+    level_sides: tuple[float, ...] = ()  # how much more often than on average these are at each level
+    level_power: float = 1.0  # of the study model's probabilities, which are multiplied with that
     opacity_none: float = 0.0  # boxes count (1 - none) to this power
     opacity_negative: float = 0.0  # and (1 - negative) to this
 
@@ -322,7 +324,7 @@ SMALL = Preset(
     cache_size=320,
     # fitted by `siimcovid ablate` on out-of-fold predictions of the synthetic competitions with seeds 0, 1 and 2
     fusion=FusionConfig(calibration=(0.9234, -1.345, 1.2511, 0.6511), weights=(1.0, 0.7), iou=0.5, flips=True),
-    crosstalk=CrosstalkConfig(none=(-1.1122, 0.9141, 0.7029, 0.0676, 0.0), negative_none=1.0, opacity_none=0.5),
+    crosstalk=CrosstalkConfig(none=(-1.1122, 0.9141, 0.7029, 0.0676, 0.0), opacity_none=0.5),
     backbone=BackboneConfig(
         training=Training(
             epochs=5,

@@ -42,10 +42,14 @@ PLAIN: Mapping[str, Any] = {
     "fusion.iou": 0.55,
     "fusion.flips": False,
     "crosstalk.none": [],
-    "crosstalk.negative_none": 0.0,
+    "crosstalk.sides": [],
+    "crosstalk.level_sides": [],
     "crosstalk.opacity_none": 0.0,
     "crosstalk.opacity_negative": 0.0,
 }
+
+#: Names of two study models: rare levels are drawn as often as the others; and one that says `none` too.
+OVERSAMPLED, NONE = "study oversampled", "study none"
 
 #: A study model whose backbone learns: few epochs at a lower rate, on films of the detectors' size.
 UNFROZEN: Mapping[str, Any] = {
@@ -78,14 +82,16 @@ def arms(detectors: Sequence[str], count: int, every: bool = True) -> list[Arm]:
 
     detectors: families. count: folds, each of which is held out from a member of its own.
     """
-    found = [Arm(name, name) for name in detectors]
-    found += [Arm("study", "study"), Arm("study none", "study", {"study.none": 1.0})]
+    studies = {"study": {}, OVERSAMPLED: {"study.training.balance": "oversample"}}
+    if every:
+        studies[NONE] = {"study.none": 1.0}
+    found = [Arm(name, name) for name in (detectors if every else ("rcnn", "yolo"))]
+    found += [Arm(name, "study", changes) for name, changes in studies.items()]
     if every:
         found += [
             Arm("study smoothed", "study", {"study.label_smoothing": 0.1}),
             Arm("study focal", "study", {"study.focal": 2.0}),
             Arm("study weighted", "study", {"study.training.balance": "weights"}),
-            Arm("study oversampled", "study", {"study.training.balance": "oversample"}),
             Arm("study averaged", "study", {"study.training.ema": 0.99}),
             Arm("study unfrozen", "study", UNFROZEN),
             Arm("study map", "study", {**UNFROZEN, "study.mask": 0.4}),
@@ -93,7 +99,7 @@ def arms(detectors: Sequence[str], count: int, every: bool = True) -> list[Arm]:
         ]
     for fold in range(count):
         found += [Arm(f"{name} fold {fold}", name, fold=fold) for name in ("rcnn", "yolo")]
-        found.append(Arm(f"study none fold {fold}", "study", {"study.none": 1.0}, fold))
+        found += [Arm(f"{name} fold {fold}", "study", studies[name], fold) for name in studies if name != "study"]
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from siimcovid import LEVELS
-from siimcovid.ablation.arms import Arm, Trainer
+from siimcovid.ablation.arms import NONE, OVERSAMPLED, Arm, Trainer
 from siimcovid.combine import Combined, Said, combine
 from siimcovid.overrides import override
 
@@ -30,6 +30,7 @@ class System:
     study_flips: bool = False  # the study model does
     low_boxes: bool = True
     every_film: bool = True  # a study's level is the mean over its films, not its first one's
+    none: str = ""  # the study arm whose `none` is heard
     changes: Mapping[str, Any] = field(default_factory=dict)  # of the plain preset: how answers are combined
 
 
@@ -50,16 +51,16 @@ def items(detectors: tuple[str, ...], count: int) -> list[Item]:
     plain = PLAIN_SYSTEM
     unfrozen = replace(plain, study=("study unfrozen",))
     members = {name: tuple(f"{name} fold {k}" for k in range(count)) for name in ("rcnn", "yolo")}
-    none = replace(plain, study=("study none",))
+    balanced = replace(plain, study=(OVERSAMPLED,))
     found = [
         Item("study: mean over its films", replace(plain, every_film=False), plain),
         Item("study: mirrored films", plain, replace(plain, study_flips=True)),
         Item("study: label smoothing .1", plain, replace(plain, study=("study smoothed",))),
         Item("study: focal loss, gamma 2", plain, replace(plain, study=("study focal",))),
         Item("study: rare levels weighted", plain, replace(plain, study=("study weighted",))),
-        Item("study: rare levels oversampled", plain, replace(plain, study=("study oversampled",))),
+        Item("study: rare levels oversampled", plain, balanced),
         Item("study: averaged weights (EMA)", plain, replace(plain, study=("study averaged",))),
-        Item("study: output for `none`", plain, none),
+        Item("study: output for `none`", plain, replace(plain, study=(NONE,))),
         Item("study: unfrozen backbone", plain, unfrozen),
         Item("study: unfrozen, boxes' map", unfrozen, replace(plain, study=("study map",))),
         Item("detectors: low boxes kept", replace(plain, low_boxes=False), plain),
@@ -72,8 +73,8 @@ def items(detectors: tuple[str, ...], count: int) -> list[Item]:
     further = {name: (f"{name} pseudo",) for name in plain.detectors}
     found.append(Item("detectors: pseudo-labels", plain, replace(plain, detectors=further)))
     if count > 1:
-        study = tuple(f"study none fold {k}" for k in range(count))
-        found.append(Item(f"fold ensemble of {count}", none, replace(plain, detectors=members, study=study)))
+        study = tuple(f"{OVERSAMPLED} fold {k}" for k in range(count))
+        found.append(Item(f"fold ensemble of {count}", balanced, replace(plain, detectors=members, study=study)))
     return found
 
 
@@ -94,8 +95,9 @@ def said(trainer: Trainer, system: System, arms: Mapping[str, Arm], side: str = 
     for name in system.study:
         for flip in (False, True) if system.study_flips else (False,):
             levels.append(trainer.said(arms[name], side, flip))
-    columns = [name for name in (*LEVELS, "none") if all(name in table for table in levels)]
-    mean = pd.concat(levels).groupby(["image_id", "study_id"], sort=False)[columns].mean().reset_index()
+    mean = pd.concat(levels).groupby(["image_id", "study_id"], sort=False)[list(LEVELS)].mean().reset_index()
+    if system.none:
+        mean = mean.merge(trainer.said(arms[system.none], side, False)[["image_id", "none"]], on="image_id")
     if not system.every_film:
         mean = mean.drop_duplicates("study_id")
     asked = pd.concat(films).drop_duplicates("image_id").reset_index(drop=True)
@@ -112,6 +114,7 @@ def cost(trainer: Trainer, system: System, arms: Mapping[str, Arm]) -> dict[str,
     """Processor seconds of training a system's arms ("train") and of its looking at a film ("film")."""
     heard = [(name, 1 + system.flips) for members in system.detectors.values() for name in members]
     heard += [(name, 1 + system.study_flips) for name in system.study]
+    heard += [(system.none, 1)] if system.none else []
     return {
         "train": sum(trainer.cost(arms[name])["train"] for name, _ in heard),
         "film": sum(looks * trainer.cost(arms[name])["film"] for name, looks in heard),

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from siimcovid import CLASSES, combination
-from siimcovid.ablation.arms import Arm, Trainer
+from siimcovid.ablation.arms import NONE, OVERSAMPLED, Arm, Trainer
 from siimcovid.ablation.systems import PLAIN_SYSTEM, Item, System, answer, cost, items, said
 from siimcovid.combination import class_scores, opacity_score
 from siimcovid.combine import Said
@@ -22,7 +22,7 @@ from siimcovid.overrides import override
 from siimcovid.presets import Preset
 
 #: What all fitted numbers stand on, and what the small preset ships.
-FITTED = System(study=("study none",), flips=True, study_flips=True)
+FITTED = System(study=(OVERSAMPLED,), flips=True)
 
 #: The last row: all that is kept against the plain system.
 TOGETHER = "all that is kept, together"
@@ -35,7 +35,11 @@ def out_of_fold(trainer: Trainer, arms: Arms, system: System = FITTED) -> tuple[
     parts, films = [], []
     for fold in range(trainer.folds):
         detectors = {family: (f"{family} fold {fold}",) for family in system.detectors}
-        members = replace(system, detectors=detectors, study=tuple(f"{name} fold {fold}" for name in system.study))
+        study, none = (
+            tuple(f"{name} fold {fold}" for name in system.study),
+            system.none and f"{system.none} fold {fold}",
+        )
+        members = replace(system, detectors=detectors, study=study, none=none)
         parts.append(said(trainer, members, arms, "held_out"))
         held_out = trainer.sides(arms[members.study[0]])["held_out"]
         films.append(held_out.assign(fold=fold))
@@ -59,10 +63,7 @@ def fit_elsewhere(
     folds_of: competition -> what `out_of_fold` returns. What does not help films that it was not fitted on, whole
     competitions where there are several, is not among the numbers of the items after it.
     """
-    others = [other for other in folds_of if other != name] or [name]
-    material = _joined([folds_of[other][0] for other in others])
-    images = pd.concat([folds_of[other][1].assign(place=k) for k, other in enumerate(others)], ignore_index=True)
-    folds = dict(zip(images["image_id"], images["place" if len(others) > 1 else "fold"], strict=True))
+    material, images, folds = elsewhere(name, folds_of)
     _, table = combination.fit(material, images, folds, preset)
     steps, kept = [], {}
     for item, fit in combination.ITEMS.items():
@@ -70,6 +71,17 @@ def fit_elsewhere(
         steps.append((item, kept, numbers))
         kept = numbers if table.loc[item, "kept"] else kept
     return [*steps, (TOGETHER, {}, kept)]
+
+
+def elsewhere(
+    name: str, folds_of: Mapping[str, tuple[Said, pd.DataFrame]]
+) -> tuple[Said, pd.DataFrame, dict[str, int]]:
+    """What the fold arms of the other competitions (its own, where it is the only one) said, the index of these films,
+    and image id -> the competition, or where it is one the fold, that is held out together."""
+    others = [other for other in folds_of if other != name] or [name]
+    images = pd.concat([folds_of[other][1].assign(place=k) for k, other in enumerate(others)], ignore_index=True)
+    folds = dict(zip(images["image_id"], images["place" if len(others) > 1 else "fold"], strict=True))
+    return _joined([folds_of[other][0] for other in others]), images, folds
 
 
 def rows(
@@ -81,6 +93,8 @@ def rows(
     compared; on the others only the plain system and all that is kept.
     """
     folds_of = {name: out_of_fold(*trainers[name]) for name in trainers}
+    own_none = replace(FITTED, none=NONE)
+    none_folds = {name: out_of_fold(*trainers[name], own_none) for name in compare}
     found = []
 
     def add(item: Item, name: str) -> None:
@@ -102,6 +116,11 @@ def rows(
                 add(Item(item, PLAIN_SYSTEM, replace(FITTED, changes=after)), name)
             elif name in compare:
                 add(Item(f"fitted: {item}", replace(FITTED, changes=before), replace(FITTED, changes=after)), name)
+            if item == "none" and name in compare:
+                material, images, _ = elsewhere(name, none_folds)
+                own = before | combination.fit_none(material, images, override(fitted, before))
+                without, heard = replace(FITTED, changes=after), replace(own_none, changes=own)
+                add(Item("fitted: none, the study model's output too", without, heard), name)
         if name not in compare:
             ((_, _, own),) = fit_elsewhere(name, {name: folds_of[name]}, fitted)[-1:]
             add(Item(f"{TOGETHER}, fitted on its own folds", PLAIN_SYSTEM, replace(FITTED, changes=own)), name)
