@@ -229,7 +229,19 @@ def torn_picture(scene: Scene) -> None:
 
 
 def without(module: str) -> Callable[[Scene], None]:
-    return lambda scene: scene.patch.setitem(sys.modules, module, None)
+    """A module that cannot be imported, nor can those that took something from it before."""
+
+    def inject(scene: Scene) -> None:
+        for name, loaded in list(sys.modules.items()):
+            if (
+                name.startswith("siimcovid.")
+                and name != module
+                and module in {getattr(value, "__module__", None) for value in vars(loaded).values()}
+            ):
+                scene.patch.delitem(sys.modules, name)
+        scene.patch.setitem(sys.modules, module, None)
+
+    return inject
 
 
 def output_below_a_file(scene: Scene) -> None:

@@ -355,3 +355,52 @@ def test_restart_keeps_the_plan_of_a_stage_that_has_begun(slow):
     assert again.choices.epochs == epochs
     changed = slow(99.0, MODE="finetune", OVERRIDES={"cache_size": 64, "seed": 1})
     assert changed.choices.epochs["rcnn"] == 7
+
+
+#: Two models of each stage, and an epoch on pseudo-labels: with these numbers of whatever film.
+DEAREST = {"cache_size": 64, "members": 2, "folds": 2, "pseudo.epochs": 1, "pseudo.none": 0.5, "pseudo.score": 1e-6}
+
+
+def test_time_as_planned_suffices_to_learn_from_the_test_films(slow, tmp_path):
+    given = {"look": lambda side: 10, "epoch": 10, "MODE": "finetune", "OVERRIDES": DEAREST}
+    ample = slow(99.0, **given)
+    assert (tmp_path / "out" / "weights" / "member_1" / "pseudo").is_dir()
+    planned = ample.clock.spent() + PICTURES + clock.PICTURES["curves"]
+    run = slow(1.02 * planned / 3600 / (1 - clock.RESERVE), OUTPUT_DIR=str(tmp_path / "tight"), **given)
+    assert run.dropped == run.ended == []
+    assert run.clock.spent() == pytest.approx(ample.clock.spent())
+
+
+def test_a_second_look_that_time_ends_leaves_the_first(slow, tmp_path):
+    """Once the detectors have learned from the test films they are slower than anyone could foresee."""
+    again = tmp_path / "out" / "weights" / "pseudo"
+    run = slow(1.0, look=lambda side: 400 if again.is_dir() else 1, MODE="finetune", OVERRIDES=DEAREST)
+    assert any("looks at" in line for line in run.ended)
+    assert all(len(films) == STUDIES for films in run.seen.values())
+    assert len(run.seen) == 8  # two detectors' two models, on films and on mirrored ones
+    assert set(pd.read_csv(run.folder / "detections.csv")["model"]) <= {*run.seen, "ensemble"}
+    assert run.by_priors == 0
+
+
+def test_restart_trains_members_on_the_films_they_began_with(slow):
+    """A model that began as a stage's only one stays it, also where there is time for others now."""
+    settings = {"cache_size": 64, "members": 2, "folds": 2}
+    first = slow(0.6, epoch=100, MODE="finetune", OVERRIDES=settings)
+    assert any(line.startswith("fold ensemble") for line in first.dropped)
+    films = trained.member_films(first, "rcnn")[1]
+    again = slow(99.0, MODE="finetune", OVERRIDES=settings)
+    assert again.choices.models(["rcnn"]) == ["rcnn"]
+    assert trained.member_films(again, "rcnn")[1]["image_id"].tolist() == films["image_id"].tolist()
+
+
+def test_several_gpus_are_told_the_time_of_their_own_step(monkeypatch, tmp_path):
+    now, seen = Time(), []
+    run = Run(tmp_path, Clock(9.0, 0.0, now), mode="finetune", costs=COSTS)
+    run.choices = replace(ASKED, members=2)
+    monkeypatch.setattr(trained.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(trained.launch, "fit", lambda *given: seen.append(given[-1]))
+    monkeypatch.setattr(trained, "member_films", lambda run, name: (run.preset, run.films))
+    monkeypatch.setattr(trained, "offer", lambda *_: None)
+    pipeline._train(run, "rcnn.1")
+    forecast = clock.forecast(COSTS, run.choices)
+    assert seen == [run.clock.left() - clock.after("fit rcnn.1", forecast)]

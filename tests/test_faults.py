@@ -97,6 +97,8 @@ def faults() -> Iterator[Fault]:
         for how in HOW:
             yield Fault(f"{name} {how}", refused, holds, make.harm(f"weights/{name}", how), name, by_priors)
         yield Fault(f"{name} with NaN", refused, holds, make.not_finite(stage), "not finite", by_priors)
+    inject = make.parameter(OVERRIDES={"cache_size": 64, "fusion.flips": False, "members": 2})
+    yield Fault("a fold ensemble's members missing", "those that are there are used", MODELS, inject, "study.1.safet")
     inject = make.parameter(WEIGHTS_DIR="/nowhere")
     yield Fault("no weights folder", "nothing is predicted", FREQUENCIES, inject, "/nowhere", "all")
 

@@ -130,12 +130,16 @@ def test_members_infer_from_a_weights_folder(kernel, tmp_path):
 
 
 def test_a_failure_leaves_the_detectors_as_they_were(kernel, monkeypatch):
+    written = []
+
     def broken(*_, **__):
+        written.append(run.by_priors)
         raise RuntimeError("no memory of it")
 
     _, run, first, second = kernel
     monkeypatch.setattr(pseudo, "fit", broken)
-    run = replace(run, degraded=[], models=dict(run.models), seconds=dict(run.seconds))
+    run = replace(run, degraded=[], models=dict(run.models), seconds=dict(run.seconds), by_priors=None)
     again = pipeline.relearn(run, first)
     assert {(fault["step"], fault["reason"]) for fault in run.degraded} == {("relearn", "no memory of it")}
+    assert written[0] == 0  # there is a submission with boxes and levels before the hours of training
     pd.testing.assert_frame_equal(again, second)

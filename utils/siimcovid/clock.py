@@ -87,6 +87,7 @@ class Choices:
     batch: Mapping[str, int] = field(default_factory=dict)  # training batch where memory was too small for the preset's
     members: int = 1  # models of each stage
     pseudo: int = 0  # epochs on pseudo-labels
+    among: Mapping[str, int] = field(default_factory=dict)  # models of a stage when its training began: see trained.py
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -95,7 +96,7 @@ class Choices:
 
     def models(self, stages: Iterable[str]) -> list[str]:
         """The members of stages: the first of each, then the second of each, and so on."""
-        return [member(stage, number) for number in range(self.members) for stage in stages]
+        return [member(s, n) for n in range(self.members) for s in stages if n < self.among.get(s, self.members)]
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -112,7 +113,7 @@ class Choices:
             raise InputError(f"the plan in run.json is damaged ({error!r}): remove the file") from None
 
 
-KINDS = {"epochs": int, "scale": float, "batch": int}
+KINDS = {"epochs": int, "scale": float, "batch": int, "among": int}
 
 
 def asked_choices(preset: Preset, detectors: tuple[str, ...], trained: bool) -> Choices:
@@ -134,13 +135,14 @@ def forecast(costs: Costs, choices: Choices) -> dict[str, float]:
     if choices.epochs:
         seconds["curves"] = PICTURES["curves"]
     look = {s: cost.load + cost.film * area[s] * costs.test_films for s, cost in known.items()}
-    seconds["detect"] = sum(look[s] for s in choices.detectors) * (2 if choices.flips else 1) * choices.members
+    detectors = [family(name) for name in choices.models(choices.detectors)]
+    seconds["detect"] = sum(look[s] for s in detectors) * (2 if choices.flips else 1)
     seconds["detect"] += costs.tables * costs.test_films
-    seconds["classify"] = look["study"] * choices.members
+    seconds["classify"] = look["study"] * len(choices.models(["study"]))
     if choices.pseudo:
         share = 1 + costs.test_films / max(1, costs.train_films)
-        again = sum(_training(known[s], choices.pseudo * share) * area[s] for s in choices.detectors)
-        seconds["relearn"] = again * choices.members + seconds["detect"]
+        again = sum(_training(known[s], choices.pseudo * share) * area[s] for s in detectors)
+        seconds["relearn"] = again + seconds["detect"]
     seconds["gallery"] = PICTURES["gallery"]
     seconds["submit"] = costs.tables * costs.test_films
     seconds["score"] = costs.tables * costs.test_films if costs.score else 0.0
@@ -251,8 +253,9 @@ def dropped(asked: Choices, chosen: Choices) -> list[str]:
         lines.append("pseudo-labels: the detectors do not train on test films")
     if asked.flips and not chosen.flips:
         lines.append("test-time augmentation: mirrored films are left out")
-    if chosen.members < asked.members:
-        lines.append(f"fold ensemble: {chosen.members} of {asked.members} models of each stage")
+    models = {len(chosen.models([s])) for s in chosen.stages}
+    if min(models) < asked.members:
+        lines.append(f"fold ensemble: {' or '.join(map(str, sorted(models)))} of {asked.members} models of each stage")
     cut = [f"{s} {n} of {asked.epochs[s]}" for s, n in chosen.epochs.items() if n < asked.epochs.get(s, n)]
     if cut:
         lines.append(f"training epochs: {', '.join(cut)}")

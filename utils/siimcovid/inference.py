@@ -76,27 +76,44 @@ def detect(run: Run) -> pd.DataFrame:
     """Boxes of each detector and of their ensemble on the test films."""
     detections, run.seen = pd.DataFrame(columns=DETECTIONS), {}
     with run.step("detect", "what was found before, not fused"):
-        from siimcovid.combine import ensemble
+        from siimcovid.combine import ensemble  # noqa: F401 - where it fails, before the detectors took time
 
-        passes: dict[str, float] = {}
-        for flip in (False, True) if run.choices.flips else (False,):
-            for name in run.choices.models(run.choices.detectors):
-                if flip and not run.has_time("detect", passes.get(name, 0.0)):
-                    run.end(f"{name} does not look at mirrored films")
-                    continue
-                begin = run.clock.now()
-                with run.guard("detect", f"the boxes without {name}{' on mirrored films' if flip else ''}"):
-                    table = _look(run, "detect", name, flip)
-                    if table is not None:
-                        detections = pd.concat([detections, table], ignore_index=True) if len(detections) else table
-                        _improve(run, detections.assign(model=ENSEMBLE), None) if len(run.seen) == 1 else None
-                passes[name] = run.clock.now() - begin
+        detections = boxes(run, "detect")
         if run.seen:
-            fused = ensemble(said(run, detections), run.preset.fusion)
-            detections = pd.concat([detections, fused], ignore_index=True)
-            _write_table(detections, run.folder / "detections.csv")
-            _improve(run, detections, None)
+            detections = with_ensemble(run, detections)
     run.revise()
+    return detections
+
+
+def boxes(run: Run, step: str) -> pd.DataFrame:
+    """What each detector says of the test films, as far as there is time; run.seen says how far."""
+    detections, run.seen = pd.DataFrame(columns=DETECTIONS), {}
+    passes: dict[str, float] = {}
+    for flip in (False, True) if run.choices.flips else (False,):
+        for name in run.choices.models(run.choices.detectors):
+            if flip and not run.has_time(step, passes.get(name, 0.0)):
+                run.end(f"{name} does not look at mirrored films")
+                continue
+            begin = run.clock.now()
+            with run.guard(step, f"the boxes without {name}{' on mirrored films' if flip else ''}"):
+                table = _look(run, step, name, flip)
+                if table is not None:
+                    detections = pd.concat([detections, table], ignore_index=True) if len(detections) else table
+                    if step == "detect" and len(run.seen) == 1:  # better than the frequencies alone
+                        improve(run, detections.assign(model=ENSEMBLE), None)
+            passes[name] = run.clock.now() - begin
+    return detections
+
+
+def with_ensemble(run: Run, detections: pd.DataFrame) -> pd.DataFrame:
+    """The detectors' boxes and those of their ensemble, which are written, and submitted with the levels so far."""
+    from siimcovid.combine import ensemble
+    from siimcovid.predict import study_levels
+
+    fused = ensemble(said(run, detections), run.preset.fusion)
+    detections = pd.concat([detections, fused], ignore_index=True)
+    _write_table(detections, run.folder / "detections.csv")
+    improve(run, detections, None if run.film_levels is None else study_levels(run.film_levels))
     return detections
 
 
@@ -158,14 +175,14 @@ def submit(run: Run, detections: pd.DataFrame, levels: pd.DataFrame) -> Path:
     detections.csv and levels.csv.
     """
     with run.step("submit", "the submission that was written before"):
-        _improve(run, detections, levels)
+        improve(run, detections, levels)
         if run.preset.crosstalk != CrosstalkConfig() and run.seen:
             with run.guard("submit", "boxes and levels as each model gave them"):
                 from siimcovid.combine import combine
 
                 alone = detections[detections["model"] != ENSEMBLE]
                 answer = combine(said(run, alone), run.preset)
-                _improve(run, answer.detections, answer.levels, answer.none)
+                improve(run, answer.detections, answer.levels, answer.none)
                 _write_table(pd.concat([alone, answer.detections], ignore_index=True), run.folder / "detections.csv")
                 if len(answer.levels):
                     _write_table(answer.levels, run.folder / "levels.csv")
@@ -181,7 +198,7 @@ def submission_file(run: Run, model: str) -> Path:
     return run.folder / ("submission.csv" if model == ENSEMBLE else f"submissions/{model}.csv")
 
 
-def _improve(run: Run, detections: pd.DataFrame, levels: pd.DataFrame | None, none: pd.Series | None = None) -> None:
+def improve(run: Run, detections: pd.DataFrame, levels: pd.DataFrame | None, none: pd.Series | None = None) -> None:
     """Replace submission.csv by a better one, if that is valid."""
     with run.guard("submit", "the submission that was written before"):
         with atomic_path(submission_file(run, ENSEMBLE)) as temporary:

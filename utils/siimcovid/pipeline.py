@@ -28,7 +28,19 @@ import pandas as pd
 
 from siimcovid import checkpoint, clock, competition, inputs, scoreboard, submission
 from siimcovid.clock import RESERVE
-from siimcovid.inference import ENSEMBLE, MemoryShort, classify, detect, free_memory, said, submission_file, submit
+from siimcovid.inference import (
+    ENSEMBLE,
+    MemoryShort,
+    boxes,
+    classify,
+    detect,
+    free_memory,
+    improve,
+    said,
+    submission_file,
+    submit,
+    with_ensemble,
+)
 from siimcovid.run import Run, summary
 from siimcovid.scoreboard import true_boxes
 
@@ -93,7 +105,8 @@ def start(
         earlier = run.earlier_choices(record)
     if earlier:  # a stage whose training has begun goes on with its settings, or its half-trained state is refused
         weights = run.folder / "weights"
-        run.settled = {s for s in earlier.epochs if any((weights / f"{s}.{end}").is_file() for end in KEPT)}
+        folders = (weights, *weights.glob("member_*"))
+        run.settled = {s for s in earlier.epochs if any((f / f"{s}.{end}").is_file() for f in folders for end in KEPT)}
         run.choices = clock.choose(run.costs, run.choices, float("inf"), earlier, run.settled)
         run.preset = clock.apply(run.asked, run.choices)
     run.write()
@@ -210,6 +223,7 @@ def _train(run: Run, name: str) -> Path | None:
         run.end(f"{name} is not trained: {shortest:.0f} s for an epoch do not fit")
         return None
     run.settled.add(stage)
+    run.choices = replace(run.choices, among={stage: run.choices.members, **run.choices.among})
     run.write()  # who is killed while training goes on with these settings
 
     def may_start_epoch(seconds: float) -> bool:
@@ -220,7 +234,7 @@ def _train(run: Run, name: str) -> Path | None:
 
     while True:
         with run.guard(step, "half the batch, accumulated to the same", MemoryShort):
-            path = trained.fit(run, stage, *trained.member_films(run, name), path.parent, may_start_epoch)
+            path = trained.fit(run, name, *trained.member_films(run, name), path.parent, may_start_epoch)
             break
         free_memory()
         batch = getattr(run.preset, stage).training.batch // 2
@@ -237,18 +251,22 @@ def relearn(run: Run, detections: pd.DataFrame) -> pd.DataFrame:
     """Train the detectors further on the test films that were answered surely, and look at all again (pseudo.py).
 
     Returns the new detections; those given where the preset asks for no such training, the models were not trained
-    here, or time is short. A detector whose training fails stays as it was.
+    here, or time is short, so that not every model can look at all the films again. A detector whose training fails
+    stays as it was.
     """
     if not (run.preset.pseudo.epochs and run.mode == "finetune" and run.seen):
         return detections
-    begin = run.clock.now()
     if not run.has_time("relearn", clock.forecast(run.costs, run.choices).get("relearn", 0.0)):
         run.end("the detectors do not train on test films")
         return detections
-    with run.step("relearn", "the detectors as they were"):
+    seen, again = run.seen, None
+    with run.step("relearn", "the boxes as they were"):
         from siimcovid import pseudo, trained
         from siimcovid.combine import combine
+        from siimcovid.predict import study_levels
 
+        if run.film_levels is not None:  # hours may pass until the next submission
+            improve(run, detections, study_levels(run.film_levels))
         labelled = pseudo.label(combine(said(run, detections), run.preset), run.test, run.preset.pseudo)
         print(f"{len(labelled)} of {len(run.test)} test films are trained on as they were answered")
 
@@ -261,13 +279,15 @@ def relearn(run: Run, detections: pd.DataFrame) -> pd.DataFrame:
                 preset, films = trained.member_films(run, name)
                 path = pseudo.fit(stage, preset, films, labelled, run.cache, start, start / "pseudo", may_start_epoch)
                 run.models[name] = (*trained.read(path, stage), False)
-    before, seen = run.seconds.pop("detect", 0.0), run.seen
-    again = detect(run)
-    run.seconds |= {"detect": before, "relearn": round(run.clock.now() - begin, 2)}
-    if run.seen:
-        return again
-    run.seen = seen
-    return detections
+        found = boxes(run, "relearn")
+        if all(set(films) <= set(run.seen.get(name, ())) for name, films in seen.items()):
+            again = with_ensemble(run, found)
+        else:
+            run.end("the boxes that were found before learning from test films stay")
+    if again is None:
+        run.seen, again = seen, detections
+    run.revise()
+    return again
 
 
 def score(run: Run) -> pd.DataFrame | None:

@@ -41,11 +41,14 @@ def member_films(run: Run, name: str) -> tuple[Preset, pd.DataFrame]:
     """The preset and the films that a model is trained with: a fold ensemble's members without a fold of their own.
 
     A stage that keeps the best epoch on a fold held out does so on the member's; another sees the rest of the films.
+    What counts is how many members there were to be when the stage's training began: its films stay, however many the
+    clock leaves of them, or a restart would train on others than before.
     """
     stage, _, number = name.partition(".")
-    if run.choices.members == 1:
+    members = run.choices.among.get(stage, run.choices.members)
+    if members == 1:
         return run.preset, run.films
-    preset = override(run.preset, {"fold": int(number or 0), "folds": max(run.preset.folds, run.choices.members)})
+    preset = override(run.preset, {"fold": int(number or 0), "folds": max(run.preset.folds, members)})
     if getattr(preset, stage).training.validate:
         return preset, run.films
     known = run.films[(run.films["split"] == "train") & run.films["level"].isin(LEVELS)]
@@ -65,12 +68,12 @@ def offer(run: Run, name: str, path: Path) -> None:
 
 
 def fit(
-    run: Run, stage: str, preset: Preset, films: pd.DataFrame, out: Path, may_start_epoch: Callable[[float], bool]
+    run: Run, name: str, preset: Preset, films: pd.DataFrame, out: Path, may_start_epoch: Callable[[float], bool]
 ) -> Path:
-    """Train a stage for the run: stages.fit, in a process for each GPU where the machine has several."""
-    start = run.weights if run.verify else None
+    """Train a model for the run: stages.fit, in a process for each GPU where the machine has several."""
+    start, stage = run.weights if run.verify else None, family(name)
     if torch.cuda.device_count() > 1:  # those processes have clocks of their own, which are told when to stop
-        seconds = run.clock.left() - run.needed_after(f"fit {stage}")
+        seconds = run.clock.left() - run.needed_after(f"fit {name}")
         return launch.fit(stage, preset, films, run.cache, start, out, seconds)
     return stages.fit(stage, preset, films, run.cache, start, out, may_start_epoch)
 
