@@ -6,7 +6,8 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from siimcovid import pipeline, pseudo, weights
+from siimcovid import pipeline, pseudo, trained, weights
+from siimcovid.ablation.arms import PLAIN
 from siimcovid.checkpoint import family
 from siimcovid.combine import Combined
 from siimcovid.fuse import COLUMNS
@@ -43,23 +44,19 @@ def test_which_films_are_taken(none, scores, expected):
     assert test["split"].item() == "test"
 
 
-def test_further_training_is_short_and_slow_and_on_both(monkeypatch, tmp_path):
-    seen = {}
-    monkeypatch.setattr(pseudo.stages, "fit", lambda *given: seen.update(zip(range(8), given, strict=False)))
+def test_further_training_is_short_and_slow_and_on_both():
     films = pd.DataFrame({"image_id": ["a", "b", "t"], "split": ["train", "train", "test"]})
     labelled = pd.DataFrame({"image_id": ["t"], "split": ["train"]})
     preset = load_preset("small", {"pseudo.epochs": 2, "pseudo.learning_rate": 0.5, "rcnn.training.validate": True})
-    pseudo.fit("rcnn", preset, films, labelled, tmp_path, tmp_path / "start", tmp_path / "out")
-    assert seen[0] == "rcnn"
-    training = seen[1].rcnn.training
+    changed, together = pseudo.further("rcnn", preset, films, labelled)
+    training = changed.rcnn.training
     rate = preset.rcnn.training.learning_rate
     assert (training.epochs, training.learning_rate, training.validate) == (2, rate / 2, False)
-    assert seen[2][["image_id", "split"]].to_numpy().tolist() == [["a", "train"], ["b", "train"], ["t", "train"]]
-    assert (seen[4], seen[5]) == (tmp_path / "start", tmp_path / "out")
+    assert together[["image_id", "split"]].to_numpy().tolist() == [["a", "train"], ["b", "train"], ["t", "train"]]
 
 
 SIDES = {f"{stage}.{key}": 64 for stage in ("rcnn", "yolo", "study") for key in ("size", "infer_size")}
-SETTINGS = {"cache_size": 64, "folds": 2, "members": 2, "fusion.flips": False, **SIDES}
+SETTINGS = {**PLAIN, "cache_size": 64, "folds": 2, "members": 2, **SIDES}
 SETTINGS |= {f"{stage}.training.epochs": 1 for stage in ("rcnn", "yolo", "study")}
 SETTINGS |= {"pseudo.epochs": 1, "pseudo.none": 0.5, "pseudo.score": 0.001}  # every test film is labelled
 
@@ -137,7 +134,7 @@ def test_a_failure_leaves_the_detectors_as_they_were(kernel, monkeypatch):
         raise RuntimeError("no memory of it")
 
     _, run, first, second = kernel
-    monkeypatch.setattr(pseudo, "fit", broken)
+    monkeypatch.setattr(trained, "fit", broken)
     run = replace(run, degraded=[], models=dict(run.models), seconds=dict(run.seconds), by_priors=None)
     again = pipeline.relearn(run, first)
     assert {(fault["step"], fault["reason"]) for fault in run.degraded} == {("relearn", "no memory of it")}

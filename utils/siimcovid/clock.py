@@ -121,7 +121,7 @@ def asked_choices(preset: Preset, detectors: tuple[str, ...], trained: bool) -> 
     names = (*detectors, "study") if trained else ()
     epochs = {name: getattr(preset, name).training.epochs for name in names}
     pseudo = preset.pseudo.epochs if trained else 0
-    return Choices(preset.fusion.flips, detectors, epochs, members=max(1, preset.members), pseudo=pseudo)
+    return Choices(preset.fusion.flips, detectors, epochs, members=preset.members, pseudo=pseudo)
 
 
 def forecast(costs: Costs, choices: Choices) -> dict[str, float]:

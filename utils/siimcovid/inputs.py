@@ -61,7 +61,10 @@ def settings(run: Run, preset: str, mode: str, overrides: Mapping[str, Any] | st
                 ) from None
         if not isinstance(overrides or {}, Mapping):
             raise InputError(f"OVERRIDES must be an object of settings, not {overrides!r}")
-        run.asked, run.overrides = load_preset(run.asked.name, overrides), dict(overrides or {})
+        changed = load_preset(run.asked.name, overrides)
+        if changed.members < 1:
+            raise InputError(f"members must be 1 or more, not {changed.members}")
+        run.asked, run.overrides = changed, dict(overrides or {})
     run.preset = run.asked
 
 

@@ -276,8 +276,8 @@ def relearn(run: Run, detections: pd.DataFrame) -> pd.DataFrame:
         for name in run.choices.models(run.choices.detectors) if len(labelled) else ():
             with run.guard("relearn", f"{name} as it was"):
                 start, stage = trained.own(run, name).parent, checkpoint.family(name)
-                preset, films = trained.member_films(run, name)
-                path = pseudo.fit(stage, preset, films, labelled, run.cache, start, start / "pseudo", may_start_epoch)
+                preset, films = pseudo.further(stage, *trained.member_films(run, name), labelled)
+                path = trained.fit(run, name, preset, films, start / "pseudo", may_start_epoch, start, "relearn")
                 run.models[name] = (*trained.read(path, stage), False)
         found = boxes(run, "relearn")
         if all(set(films) <= set(run.seen.get(name, ())) for name, films in seen.items()):

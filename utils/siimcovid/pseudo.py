@@ -5,12 +5,8 @@ on them and the train films. Only detectors learn from them: the study model wou
 that is held out never holds a test film.
 """
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pandas as pd
 
-from siimcovid import stages
 from siimcovid.combine import Combined
 from siimcovid.overrides import override
 from siimcovid.presets import Preset, PseudoConfig
@@ -34,19 +30,10 @@ def label(answer: Combined, test: pd.DataFrame, config: PseudoConfig) -> pd.Data
     return taken.assign(annotated=True)[empty | full]
 
 
-def fit(
-    stage: str,
-    preset: Preset,
-    images: pd.DataFrame,
-    labelled: pd.DataFrame,
-    cache: Path,
-    start: Path,
-    out: Path,
-    may_start_epoch: Callable[[float], bool] = lambda seconds: True,
-) -> Path:
-    """Train a detector further on the train films and those of `label`; returns its checkpoint in `out`.
+def further(stage: str, preset: Preset, images: pd.DataFrame, labelled: pd.DataFrame) -> tuple[Preset, pd.DataFrame]:
+    """The preset and the films to train a detector with once more: its train films in `images`, and those of `label`.
 
-    start: a weights folder with the detector as it was trained. images, cache, may_start_epoch: as in stages.fit.
+    It is to start from what it was trained to (stages.fit's `start`), and its last epoch is kept.
     """
     training, config = getattr(preset, stage).training, preset.pseudo
     changes = {
@@ -55,6 +42,5 @@ def fit(
         "validate": False,
         "patience": 0,
     }
-    further = override(preset, {f"{stage}.training.{key}": value for key, value in changes.items()})
-    films = pd.concat([images[images["split"] == "train"], labelled], ignore_index=True)
-    return stages.fit(stage, further, films, cache, start, out, may_start_epoch)
+    changed = override(preset, {f"{stage}.training.{key}": value for key, value in changes.items()})
+    return changed, pd.concat([images[images["split"] == "train"], labelled], ignore_index=True)

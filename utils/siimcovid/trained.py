@@ -68,12 +68,22 @@ def offer(run: Run, name: str, path: Path) -> None:
 
 
 def fit(
-    run: Run, name: str, preset: Preset, films: pd.DataFrame, out: Path, may_start_epoch: Callable[[float], bool]
+    run: Run,
+    name: str,
+    preset: Preset,
+    films: pd.DataFrame,
+    out: Path,
+    may_start_epoch: Callable[[float], bool],
+    start: Path | None = None,
+    step: str = "",
 ) -> Path:
-    """Train a model for the run: stages.fit, in a process for each GPU where the machine has several."""
-    start, stage = run.weights if run.verify else None, family(name)
+    """Train a model for the run: stages.fit, in a process for each GPU where the machine has several.
+
+    start: the weights folder to start from, by default the run's. step: of the plan, by default the model's own.
+    """
+    start, stage = start or (run.weights if run.verify else None), family(name)
     if torch.cuda.device_count() > 1:  # those processes have clocks of their own, which are told when to stop
-        seconds = run.clock.left() - run.needed_after(f"fit {name}")
+        seconds = run.clock.left() - run.needed_after(step or f"fit {name}")
         return launch.fit(stage, preset, films, run.cache, start, out, seconds)
     return stages.fit(stage, preset, films, run.cache, start, out, may_start_epoch)
 

@@ -143,8 +143,8 @@ class Trainer:
             path = stages.fit(arm.stage, preset, films, self.material.cache, self.material.start, out)
             weights.register_trained(path, arm.stage, preset, self.material.name)
         else:
-            start = out.with_name(arm.after)
-            path = pseudo.fit(arm.stage, preset, films, labelled, self.material.cache, start, out)
+            preset, films = pseudo.further(arm.stage, preset, films, labelled)
+            path = stages.fit(arm.stage, preset, films, self.material.cache, out.with_name(arm.after), out)
         seconds, predicting, count = time.process_time() - begin, 0.0, 0
         if arm.stage == "study" and preset.study.frozen and pooled is not None and pooled is stages.Features.last:
             seconds += pooled[2]  # another arm's backbone has looked at these films already
