@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from siimcovid.presets import Preset
+from siimcovid.configs import Preset
 
 #: As long as the process lives at most, should something hang.
 LIMIT = 120.0

@@ -12,7 +12,8 @@ import torch
 
 from siimcovid import checkpoint, nih, stages
 from siimcovid.competition import read_index
-from siimcovid.presets import Preset, load_preset
+from siimcovid.configs import Preset
+from siimcovid.presets import load_preset
 
 SIDE = 64
 

@@ -1,6 +1,5 @@
 """The numbers of a combination: what is fitted, on which films, and what is left off."""
 
-import itertools
 import json
 
 import numpy as np
@@ -8,58 +7,12 @@ import pandas as pd
 import pytest
 from scipy.special import expit, logit
 
-from siimcovid import CLASSES, LEVEL_COLUMNS, LEVELS, combination, metric
-from siimcovid.ablation.arms import PLAIN
-from siimcovid.combine import Combined, Said, combine
+from siimcovid import LEVELS, combination
+from siimcovid.combine import Said, combine
 from siimcovid.errors import InputError
-from siimcovid.fuse import COLUMNS
 from siimcovid.overrides import override
-from siimcovid.presets import load_preset
-from siimcovid.submission import Priors, read_table, write_submission
-
-LEFT, RIGHT = [0.1, 0.2, 0.4, 0.7], [0.6, 0.2, 0.9, 0.7]
-PRESET = load_preset("small", PLAIN)
-
-
-def world(seed=0, films=120, told=1.5):
-    """Films with none, one and two boxes, a study each: detectors know `told` of them, the study model nothing."""
-    rng = np.random.default_rng(seed)
-    level = rng.choice(LEVELS, films)
-    rows, found, graded = [], [], []
-    for k in range(films):
-        boxes = {"negative": [], "typical": [LEFT, RIGHT]}.get(level[k], [LEFT])
-        rows.append({"image_id": f"i{k}", "study_id": f"s{k}", "boxes": boxes, "level": level[k]})
-        for model, box in itertools.product(("rcnn", "yolo"), (LEFT, RIGHT)):
-            found.append((f"i{k}", model, expit(rng.normal(told if box in boxes else -told, 1)), *box))
-        graded.append([f"i{k}", f"s{k}", *rng.dirichlet(np.ones(4))])
-    images = pd.DataFrame(rows).assign(rows=100, columns=200, annotated=True)
-    levels = pd.DataFrame(graded, columns=["image_id", "study_id", *LEVELS])
-    names = images["image_id"].tolist()
-    said = Said(
-        images[["image_id", "study_id"]], pd.DataFrame(found, columns=COLUMNS), {"rcnn": names, "yolo": names}, levels
-    )
-    return said, images, {name: k % 3 for k, name in enumerate(names)}
-
-
-def test_class_scores_are_the_metrics(tmp_path):
-    """The same answer as a file, scored as the competition scores it."""
-    said, images, _ = world()
-    answer = combine(said, PRESET)
-    ids = [*(images["study_id"] + "_study"), *(images["image_id"] + "_image")]
-    sample = pd.DataFrame({"id": ids, "PredictionString": ""})
-    path = tmp_path / "submission.csv"
-    priors = Priors(dict.fromkeys(LEVELS, 0.25), 0.5)
-    write_submission(sample, answer.levels, answer.none, answer.detections, images, path, priors)
-    text = {0: "none 1 0 0 1 1", 1: "opacity 1 20 20 80 70", 2: "opacity 1 20 20 80 70 opacity 1 120 20 180 70"}
-    label = images["boxes"].map(len).map(text)
-    truth = pd.DataFrame({"id": images["image_id"] + "_image", "label": label})
-    marks = {c: (images["level"] == level).astype(int) for level, c in zip(LEVELS, LEVEL_COLUMNS, strict=True)}
-    official = metric.score(
-        read_table(path, ("id", "PredictionString")),
-        truth,
-        pd.DataFrame({"id": images["study_id"] + "_study", **marks}),
-    )
-    assert combination.class_scores(answer, images) == pytest.approx(official, abs=1e-6)
+from siimcovid.table_scores import class_scores
+from small_world import PRESET, world
 
 
 def test_what_helps_is_kept_and_helps_films_that_no_fit_saw():
@@ -69,7 +22,7 @@ def test_what_helps_is_kept_and_helps_films_that_no_fit_saw():
     assert len(numbers["crosstalk.sides"]) == len(numbers["crosstalk.level_sides"]) == 12
     assert table["gain"]["levels"] > 0.05
     fresh, truth, _ = world(seed=1)
-    before, after = (combination.class_scores(combine(fresh, p), truth) for p in (PRESET, override(PRESET, numbers)))
+    before, after = (class_scores(combine(fresh, p), truth) for p in (PRESET, override(PRESET, numbers)))
     assert after["negative"] > before["negative"] + 0.3
     assert after["typical"] > before["typical"] + 0.1
     assert after["mean"] > before["mean"] + 0.05
@@ -120,17 +73,6 @@ def test_calibration_finds_the_slope_and_the_intercept():
     assert slope == pytest.approx(2, abs=0.1)
     assert intercept == pytest.approx(0.5, abs=0.1)
     assert silent == [1.0, 0.0]  # a detector without a box has nothing to learn from
-
-
-def test_a_class_without_truth_is_left_out_of_the_mean():
-    said, images, _ = world(films=10)
-    answer = combine(said, PRESET)
-    scores = combination.class_scores(answer, images.assign(level="typical"))
-    assert np.isnan([scores[name] for name in ("negative", "indeterminate", "atypical")]).all()
-    assert scores["mean"] == pytest.approx(np.mean([scores[name] for name in ("typical", "none", "opacity")]))
-    assert list(scores) == [*CLASSES, "mean"]
-    nothing = Combined(answer.detections.iloc[:0], answer.none, answer.levels)
-    assert combination.class_scores(nothing, images)["opacity"] == 0
 
 
 def test_bad_requests_are_refused():

@@ -6,9 +6,10 @@ import pandas as pd
 import pytest
 import torch
 
+from siimcovid.configs import Augment
 from siimcovid.data import CircularCutouts, EpochSampler, Films, centre_crop, collate, loader, transforms
 from siimcovid.nih import LABELS
-from siimcovid.presets import FULL, Augment
+from siimcovid.presets import FULL
 
 BOX = [0.25, 0.5, 0.5, 0.75]  # of a film of 200 x 120: columns 30 to 60, rows 100 to 150
 

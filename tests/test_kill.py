@@ -8,7 +8,8 @@ import pytest
 from killed import Killer
 from siimcovid import LEVELS, checkpoint, nih
 from siimcovid.competition import index_table
-from siimcovid.presets import Preset, load_preset
+from siimcovid.configs import Preset
+from siimcovid.presets import load_preset
 
 KILLS = 10
 

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
+from siimcovid.configs import STAGES, Preset, RetinanetConfig
 from siimcovid.errors import InputError
 from siimcovid.overrides import from_dict, leaf_keys, to_dict
-from siimcovid.presets import FULL, PRESETS, STAGES, Preset, RetinanetConfig, load_preset
+from siimcovid.presets import FULL, PRESETS, load_preset
 
 #: Dotted key, value, and where the report says so.
 REPORT = [

@@ -10,9 +10,10 @@ from siimcovid import pipeline, pseudo, trained, weights
 from siimcovid.ablation.arms import PLAIN
 from siimcovid.checkpoint import family
 from siimcovid.combine import Combined
+from siimcovid.configs import PseudoConfig
 from siimcovid.fuse import COLUMNS
 from siimcovid.phantom_competition import write_competition
-from siimcovid.presets import PseudoConfig, load_preset
+from siimcovid.presets import load_preset
 
 LEFT, RIGHT = [0.1, 0.2, 0.4, 0.7], [0.6, 0.2, 0.9, 0.7]
 

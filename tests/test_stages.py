@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from siimcovid import LEVELS, checkpoint, stages, weights
+from siimcovid.configs import Augment
 from siimcovid.data import Films
 from siimcovid.errors import InputError
 from siimcovid.nih import LABELS
 from siimcovid.predict import predict, study_levels
-from siimcovid.presets import SMALL, Augment, load_preset
+from siimcovid.presets import SMALL, load_preset
 
 BOX = [0.2, 0.3, 0.6, 0.8]
 

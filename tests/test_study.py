@@ -9,11 +9,12 @@ from torch.nn import functional
 
 from siimcovid import LEVELS, stages
 from siimcovid.checkpoint import build_model
+from siimcovid.configs import Augment
 from siimcovid.errors import InputError
 from siimcovid.models.study import draw_boxes, probabilities
 from siimcovid.overrides import override
 from siimcovid.predict import predict, study_levels
-from siimcovid.presets import SMALL, Augment
+from siimcovid.presets import SMALL
 from test_stages import Fixed, films  # noqa: F401  the fixture
 
 PLAIN = replace(SMALL.study, dropout=0.0, views=0)

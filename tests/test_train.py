@@ -11,8 +11,9 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from siimcovid import checkpoint
+from siimcovid.configs import Training
 from siimcovid.errors import InputError
-from siimcovid.presets import FULL, SMALL, Training
+from siimcovid.presets import FULL, SMALL
 from siimcovid.train import NotFiniteError, learning_rate_factor, make_optimizer, train
 
 CONFIG = replace(

@@ -14,10 +14,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from siimcovid.configs import STAGES, Detector
 from siimcovid.errors import InputError
 from siimcovid.files import atomic_path, write_json
 from siimcovid.overrides import from_dict, to_dict
-from siimcovid.presets import FULL, STAGES, Detector
+from siimcovid.presets import FULL
 
 #: The detectors there are; preset.fusion.detectors says which of them run.
 DETECTORS: tuple[str, ...] = get_args(Detector)
@@ -36,7 +37,7 @@ def family(name: str) -> str:
 
 
 def build_model(stage: str, config: Any) -> nn.Module:
-    """The stage's model with random weights; a stage of presets.STAGES is built by `siimcovid.models.<stage>`."""
+    """The stage's model with random weights; a stage of configs.STAGES is built by `siimcovid.models.<stage>`."""
     return importlib.import_module(f"siimcovid.models.{stage}").build(config)
 
 

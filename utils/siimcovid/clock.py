@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from siimcovid.checkpoint import family, member
+from siimcovid.configs import Preset
 from siimcovid.errors import InputError
 from siimcovid.overrides import override
-from siimcovid.presets import Preset
 
 #: Share of the hours that is planned for nothing: what no measurement on the first films foresees.
 RESERVE = 0.1

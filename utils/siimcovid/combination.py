@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from sklearn.linear_model import LogisticRegression
 
-from siimcovid import CLASSES, LEVELS, weights
+from siimcovid import LEVELS, weights
 from siimcovid.checkpoint import family
 from siimcovid.combine import (
     Combined,
@@ -38,17 +38,17 @@ from siimcovid.combine import (
     rescored,
     side_evidence,
 )
+from siimcovid.configs import Preset
 from siimcovid.errors import InputError
 from siimcovid.files import write_json
-from siimcovid.metric import Matches, area, average_precision, falling, level_precisions, match
+from siimcovid.metric import level_precisions, match
 from siimcovid.overrides import override
 from siimcovid.predict import study_levels
-from siimcovid.presets import Preset
+from siimcovid.table_scores import against, class_scores, opacity_score, true_levels
 
 #: The file of fitted numbers in a weights folder: overrides of the preset, as JSON.
 FILE = "combination.json"
 
-CORNERS = ["x1", "y1", "x2", "y2"]
 
 #: What the searches try.
 WEIGHTS = (0.25, 0.5, 0.7, 1.0, 1.5, 2.0, 4.0)
@@ -61,55 +61,13 @@ POWERS = (0.1, 0.15, 0.25, 0.35, 0.5, 0.7, 1.0, 1.5)
 PENALTY = 0.3
 
 
-def class_scores(answer: Combined, images: pd.DataFrame) -> dict[str, float]:
-    """Average precision of each of CLASSES, nan for a class without truth, and the "mean" of the others.
-
-    images: the index's rows of the films answered, with their true boxes and levels. The competition's metric
-    (metric.py), on tables in place of files.
-    """
-    scores = level_precisions(answer.levels, true_levels(images))
-    none = images.set_index("image_id")["boxes"].map(len).reindex(answer.none.index) == 0
-    order = falling(answer.none.to_numpy())
-    scores["none"] = area(Matches(answer.none.to_numpy()[order], none.to_numpy()[order], int(none.sum())))
-    scores["opacity"] = opacity_score(answer.detections, images)
-    scores = {name: scores[name] for name in CLASSES}
-    known = [value for value in scores.values() if not np.isnan(value)]
-    return {**scores, "mean": float(np.mean(known)) if known else float("nan")}
-
-
-def true_levels(images: pd.DataFrame) -> pd.Series:
-    """study_id -> level, of an index."""
-    return images.drop_duplicates("study_id").set_index("study_id")["level"]
-
-
-def opacity_score(boxes: pd.DataFrame, images: pd.DataFrame) -> float:
-    """Average precision of boxes on films of the index; false positives on clear films count."""
-    return average_precision(*_against(boxes, images))
-
-
-def _against(boxes: pd.DataFrame, images: pd.DataFrame) -> tuple[np.ndarray, ...]:
-    """The arguments of metric.match: films' numbers, scores and corners, and those of the truth."""
-    number = {name: k for k, name in enumerate(images["image_id"])}
-    true = [np.asarray(b, float).reshape(-1, 4) for b in images["boxes"]]
-    rows = np.repeat(np.arange(len(images)), [len(b) for b in true])
-    found = boxes["image_id"].map(number).to_numpy(dtype=float)
-    found, boxes = found[~np.isnan(found)].astype(int), boxes[~np.isnan(found)]
-    return (
-        found,
-        boxes["score"].to_numpy(float),
-        boxes[CORNERS].to_numpy(float),
-        rows,
-        np.concatenate([*true, np.empty((0, 4))]),
-    )
-
-
 def fit_calibration(said: Said, images: pd.DataFrame, preset: Preset) -> dict[str, Any]:
     """Slope and intercept of each detector's logits, by whether a box is a hit; 1 and 0 where it had no hit or miss."""
     numbers: list[float] = []
     for detector in preset.fusion.detectors:
         scores, hits = [], []
         for voice in (voice for voice in said.seen if family(voice) == detector):
-            matches = match(*_against(said.detections[said.detections["model"] == voice], images))
+            matches = match(*against(said.detections[said.detections["model"] == voice], images))
             scores.append(matches.confidence)
             hits.append(matches.hit)
         score, hit = (np.concatenate([*parts, []]) for parts in (scores, hits))

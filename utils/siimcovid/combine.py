@@ -17,10 +17,10 @@ from scipy.special import expit, logit, softmax
 
 from siimcovid import LEVELS
 from siimcovid.checkpoint import family
+from siimcovid.configs import CrosstalkConfig, FusionConfig, Preset
 from siimcovid.errors import InputError
 from siimcovid.fuse import COLUMNS, fuse, none_confidence
 from siimcovid.predict import study_levels
-from siimcovid.presets import CrosstalkConfig, FusionConfig, Preset
 
 #: Probabilities are kept this far from 0 and 1 before their logit is taken.
 EDGE = 1e-4

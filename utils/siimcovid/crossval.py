@@ -33,6 +33,7 @@ import pandas as pd
 
 from siimcovid import CLASSES, LEVEL_COLUMNS, LEVELS, checkpoint, duplicates, shortcuts, submission, weights
 from siimcovid.combine import Combined, Said, combine
+from siimcovid.configs import Preset
 from siimcovid.errors import InputError
 from siimcovid.evaluate import Evaluation, evaluate
 from siimcovid.files import atomic_path, link, write_json
@@ -40,7 +41,6 @@ from siimcovid.folds import split
 from siimcovid.fuse import ENSEMBLE, none_confidence
 from siimcovid.overrides import override, to_dict
 from siimcovid.predict import DETECTION_COLUMNS, predict, study_levels
-from siimcovid.presets import Preset
 from siimcovid.stages import fit
 from siimcovid.tables import find_table, read_csv
 

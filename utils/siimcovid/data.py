@@ -22,8 +22,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from siimcovid import LEVELS, cache
+from siimcovid.configs import Augment
 from siimcovid.nih import LABELS
-from siimcovid.presets import Augment
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or the import below looks for a network
 import albumentations

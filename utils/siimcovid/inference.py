@@ -14,9 +14,9 @@ import pandas as pd
 import torch
 
 from siimcovid import LEVELS, checkpoint, inputs, submission, validate
+from siimcovid.configs import CrosstalkConfig
 from siimcovid.errors import InputError
 from siimcovid.files import atomic_path
-from siimcovid.presets import CrosstalkConfig
 from siimcovid.run import Run
 from siimcovid.tables import find_table, some
 

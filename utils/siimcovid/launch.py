@@ -18,9 +18,9 @@ import torch
 
 from siimcovid import stages
 from siimcovid.competition import read_index, write_index
+from siimcovid.configs import Preset
 from siimcovid.files import write_json
 from siimcovid.overrides import from_dict, to_dict
-from siimcovid.presets import Preset
 
 
 def fit(

@@ -8,8 +8,8 @@ that is held out never holds a test film.
 import pandas as pd
 
 from siimcovid.combine import Combined
+from siimcovid.configs import Preset, PseudoConfig
 from siimcovid.overrides import override
-from siimcovid.presets import Preset, PseudoConfig
 
 CORNERS = ["x1", "y1", "x2", "y2"]
 

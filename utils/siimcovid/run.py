@@ -27,9 +27,10 @@ import pandas as pd
 
 from siimcovid.clock import Choices, Clock, Costs, after, apply, asked_choices, choose, dropped, forecast
 from siimcovid.competition import Competition, index_table
+from siimcovid.configs import Preset
 from siimcovid.files import write_json
 from siimcovid.overrides import to_dict
-from siimcovid.presets import FULL, Preset
+from siimcovid.presets import FULL
 
 FAILURE_COLUMNS = ["image_id", "path", "reason"]
 RECORD = "run.json"

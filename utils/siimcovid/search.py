@@ -38,10 +38,10 @@ import torch
 import yaml
 
 from siimcovid import weights
+from siimcovid.configs import Preset
 from siimcovid.errors import InputError
 from siimcovid.files import atomic_path, write_json
 from siimcovid.overrides import override, to_dict
-from siimcovid.presets import Preset
 from siimcovid.stages import fit
 from siimcovid.train import NotFiniteError
 

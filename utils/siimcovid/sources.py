@@ -10,8 +10,8 @@ from typing import Literal
 import pandas as pd
 
 from siimcovid import competition, nih, paths, rsna
+from siimcovid.configs import STAGES
 from siimcovid.errors import InputError
-from siimcovid.presets import STAGES
 from siimcovid.tables import find_table
 
 Kind = Literal["competition", "rsna", "nih"]

@@ -20,14 +20,15 @@ from torchvision.transforms.functional import center_crop
 from tqdm import tqdm
 
 from siimcovid import LEVELS, cache, checkpoint, duplicates, folds, weights
+from siimcovid.configs import BackboneConfig, Preset
 from siimcovid.data import SHARED, Films, loader
 from siimcovid.errors import InputError
-from siimcovid.metric import average_precision, level_precisions
+from siimcovid.metric import level_precisions
 from siimcovid.models.backbone import for_inference
 from siimcovid.nih import LABELS
 from siimcovid.predict import predict, study_levels
-from siimcovid.presets import BackboneConfig, Preset
 from siimcovid.processes import launched_as, processors
+from siimcovid.table_scores import opacity_score
 from siimcovid.train import train
 
 
@@ -130,16 +131,7 @@ def measure(stage: str, config: object, model: nn.Module, images: pd.DataFrame, 
     if stage == "study":
         truth = images.drop_duplicates("study_id").set_index("study_id")["level"]
         return level_precisions(study_levels(table), truth)["mean"]
-    number = {image_id: k for k, image_id in enumerate(images["image_id"])}
-    boxes = [np.asarray(b, float).reshape(-1, 4) for b in images["boxes"]]
-    corners = ["x1", "y1", "x2", "y2"]
-    return average_precision(
-        table["image_id"].map(number).to_numpy(),
-        table["score"].to_numpy(),
-        table[corners].to_numpy(),
-        np.repeat(np.arange(len(images)), [len(b) for b in boxes]),
-        np.concatenate(boxes),
-    )
+    return opacity_score(table, images)
 
 
 def findings(config: BackboneConfig, model: nn.Module, images: pd.DataFrame, folder: Path) -> np.ndarray:

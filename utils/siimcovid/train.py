@@ -31,11 +31,11 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from siimcovid import checkpoint
+from siimcovid.configs import Training
 from siimcovid.data import EpochSampler, loader
 from siimcovid.errors import InputError
 from siimcovid.files import atomic_path
 from siimcovid.overrides import to_dict
-from siimcovid.presets import Training
 
 #: Seconds of training after which the state is written again, at the next step.
 SAVE_EVERY = 120.0

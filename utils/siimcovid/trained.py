@@ -15,11 +15,11 @@ from torch import nn
 from siimcovid import LEVELS, checkpoint, duplicates, folds, launch, stages, weights
 from siimcovid.checkpoint import family
 from siimcovid.clock import smaller_films
+from siimcovid.configs import Preset
 from siimcovid.errors import InputError
 from siimcovid.files import atomic_path, link
 from siimcovid.models.backbone import for_inference
 from siimcovid.overrides import override
-from siimcovid.presets import Preset
 from siimcovid.run import Run
 
 

@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from siimcovid.checkpoint import read_tensors
+from siimcovid.configs import Preset
 from siimcovid.errors import InputError
 from siimcovid.files import atomic_path, sha256, write_json
 from siimcovid.models.backbone import Backbone, build_backbone
-from siimcovid.presets import Preset
 
 MANIFEST = "manifest.json"
 

@@ -18,12 +18,12 @@ from torchvision.transforms.functional import center_crop
 
 from siimcovid import LEVELS, checkpoint, folds, pseudo, stages, weights
 from siimcovid.ablation.material import Material
+from siimcovid.configs import Preset, PseudoConfig
 from siimcovid.data import SHARED, Films, loader
 from siimcovid.files import atomic_path, write_json
 from siimcovid.models.study import probabilities
 from siimcovid.overrides import override
 from siimcovid.predict import default_device, predict
-from siimcovid.presets import Preset, PseudoConfig
 from siimcovid.tables import read_csv
 
 #: The preset without any of the items: the report's three single models.

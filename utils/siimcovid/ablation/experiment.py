@@ -11,8 +11,8 @@ from siimcovid import checkpoint, pseudo
 from siimcovid.ablation.arms import Arm, Trainer, arms, trainer
 from siimcovid.ablation.material import phantom, read
 from siimcovid.ablation.systems import PLAIN_SYSTEM, answer
+from siimcovid.configs import Preset, PseudoConfig
 from siimcovid.errors import InputError
-from siimcovid.presets import Preset, PseudoConfig
 from siimcovid.search import claimed
 
 DETECTORS = checkpoint.DETECTORS

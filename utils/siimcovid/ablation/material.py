@@ -11,8 +11,8 @@ import pandas as pd
 
 from siimcovid import LEVELS, competition, duplicates, stages
 from siimcovid.answers import find_answers, read_answers
+from siimcovid.configs import Preset
 from siimcovid.errors import InputError
-from siimcovid.presets import Preset
 
 #: Size of the synthetic films as a share of the real ones', as `siimcovid phantom` writes them.
 SCALE = 0.25

@@ -16,10 +16,10 @@ import pandas as pd
 from siimcovid import CLASSES, combination
 from siimcovid.ablation.arms import NONE, OVERSAMPLED, Arm, Trainer
 from siimcovid.ablation.systems import PLAIN_SYSTEM, Item, System, answer, cost, items, said
-from siimcovid.combination import class_scores, opacity_score
 from siimcovid.combine import Said
+from siimcovid.configs import Preset
 from siimcovid.overrides import override
-from siimcovid.presets import Preset
+from siimcovid.table_scores import class_scores, opacity_score
 
 #: What all fitted numbers stand on, and what the small preset ships.
 FITTED = System(study=(OVERSAMPLED,), flips=True)

@@ -14,13 +14,14 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from siimcovid import checkpoint
 from siimcovid.bench import Measured, best, race, timed
 from siimcovid.bench.budget import operations
+from siimcovid.configs import StudyConfig
 from siimcovid.data import EpochSampler, Films, loader
 from siimcovid.models.backbone import IMAGENET_MEAN, IMAGENET_STD
 from siimcovid.overrides import override
 from siimcovid.phantom import render
 from siimcovid.phantom_anatomy import Anatomy
 from siimcovid.predict import predict
-from siimcovid.presets import FULL, SMALL, StudyConfig
+from siimcovid.presets import FULL, SMALL
 from siimcovid.stages import Features
 
 COLUMNS = ["score", "x1", "y1", "x2", "y2"]

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from siimcovid.presets import Detector
+from siimcovid.configs import Detector
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,12 +4,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from siimcovid.presets import STAGES
+from siimcovid.configs import STAGES
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from siimcovid.presets import Preset
+    from siimcovid.configs import Preset
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ In several processes (`torchrun --nproc_per_node 2 -m siimcovid train …`) they
 import argparse
 from pathlib import Path
 
-from siimcovid.presets import STAGES
+from siimcovid.configs import STAGES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

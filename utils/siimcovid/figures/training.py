@@ -10,9 +10,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from siimcovid.configs import STAGES
 from siimcovid.errors import InputError
 from siimcovid.figures.style import ACCENT, INK, LETTERS, OTHERS, SIZE, finish, grid, legend
-from siimcovid.presets import STAGES
 
 #: What can be drawn of a stage: name -> title.
 CURVES = {"loss": "training loss", "metric": "validation metric", "learning_rate": "learning rate"}

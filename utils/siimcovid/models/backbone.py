@@ -15,9 +15,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.models import resnext101_32x8d
 from torchvision.ops import FrozenBatchNorm2d
 
+from siimcovid.configs import BackboneConfig
 from siimcovid.errors import InputError
 from siimcovid.nih import LABELS
-from siimcovid.presets import BackboneConfig
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # report, section 3.1
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
+from siimcovid.configs import RcnnConfig, RetinanetConfig
 from siimcovid.errors import InputError
 from siimcovid.models.backbone import build_backbone, freeze_batch_norm
-from siimcovid.presets import RcnnConfig, RetinanetConfig
 
 
 class Pyramid(nn.Module):

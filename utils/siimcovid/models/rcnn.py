@@ -15,9 +15,9 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign, complete_box_iou_loss
 
+from siimcovid.configs import RcnnConfig
 from siimcovid.models.backbone import normalise
 from siimcovid.models.pyramid import Pyramid
-from siimcovid.presets import RcnnConfig
 
 
 class CompleteIouHeads(RoIHeads):

@@ -15,9 +15,9 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops import box_iou
 
+from siimcovid.configs import RetinanetConfig
 from siimcovid.models.backbone import normalise
 from siimcovid.models.pyramid import Pyramid
-from siimcovid.presets import RetinanetConfig
 
 
 class AsGiven(nn.Module):

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from siimcovid import LEVELS
+from siimcovid.configs import StudyConfig
 from siimcovid.errors import InputError
 from siimcovid.models.backbone import build_backbone, normalise
-from siimcovid.presets import StudyConfig
 
 #: Place among a backbone's maps of the one that the boxes are drawn from: stride 16.
 MASK_STAGE = 3

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_convert
 
+from siimcovid.configs import YoloConfig
 from siimcovid.models.backbone import build_backbone, freeze_batch_norm, normalise
-from siimcovid.presets import YoloConfig
 
 os.environ.setdefault("YOLO_OFFLINE", "true")  # or the import below looks for a network
 with warnings.catch_warnings():

@@ -12,9 +12,9 @@ import pandas as pd
 
 from siimcovid.answers import Answers, find_answers, read_answers
 from siimcovid.competition import read_index
+from siimcovid.configs import Detector
 from siimcovid.errors import InputError
 from siimcovid.evaluate import THRESHOLD, Evaluation, evaluate
-from siimcovid.presets import Detector
 from siimcovid.submission import read_table
 
 ENSEMBLE = "ensemble"

@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from siimcovid import LEVELS, __version__, cache, checkpoint, combination, weights
 from siimcovid.combine import Combined, Said, combine
+from siimcovid.configs import Preset
 from siimcovid.errors import InputError
 from siimcovid.fuse import COLUMNS, ENSEMBLE, none_confidence
 from siimcovid.models.backbone import for_inference, normalise
 from siimcovid.models.study import probabilities
 from siimcovid.overrides import override
-from siimcovid.presets import PRESETS, SMALL, Preset
+from siimcovid.presets import PRESETS, SMALL
 from siimcovid.submission import to_pixels
 from siimcovid.web import heatmap
 
