@@ -1,5 +1,7 @@
 """The ablation: what a system hears, what its table says, and the command on a tiny competition."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -95,7 +97,7 @@ def test_items_differ_in_one_thing_and_name_arms_that_exist():
         assert item.off != item.on
 
 
-def test_the_summary_by_hand():
+def test_the_tables_by_hand():
     scores = {"x": [(0.5, 0.6), (0.5, 0.8)], "y": [(0.4, 0.4), (0.6, 0.5)]}
     rows = []
     for item, pairs in scores.items():
@@ -104,15 +106,29 @@ def test_the_summary_by_hand():
                 cost = {"film": 2.0 if state == "on" and item == "x" else 1.0, "train": 3.0}
                 classes = dict.fromkeys(CLASSES, mean / 2)
                 rows.append({"item": item, "competition": competition, "state": state, "mean": mean, **classes, **cost})
-    found = table.summary(pd.DataFrame(rows))
-    assert found.index.tolist() == ["x", "y"]
-    assert found.loc["x", ["off", "mean", "spread", "opacity", "film", "train"]].tolist() == pytest.approx(
-        [0.5, 0.2, 0.1, 0.1, 2, 1]
-    )
-    assert found.loc["y", ["off", "mean", "spread"]].tolist() == pytest.approx([0.5, -0.05, 0.05])
-    text = table.markdown(found)
-    assert "| x | .500 | +.200 | .100 |" in text
-    assert "| y | .500 | -.050 | .050 |" in text
+    found = pd.DataFrame(rows)
+    lines = table.gains(found).splitlines()
+    assert lines[0] == f"| item | off | mean | {' | '.join(CLASSES)} | film x | training x |"
+    assert lines[2].startswith("| x | .500 | +.200 ±.100 | +.100 ±.050 |")
+    assert lines[2].endswith("| 2.00 | 1.00 |")
+    assert lines[3].startswith("| y | .500 | -.050 ±.050 | -.025 ±.025 |")
+    both = table.off_and_on(found).splitlines()
+    assert [line.split(" | ")[:3] for line in both[2:]] == [
+        ["| x", "off", ".500 ±.000"],
+        ["| x", "on", ".700 ±.100"],
+        ["| y", "off", ".500 ±.100"],
+        ["| y", "on", ".450 ±.050"],
+    ]
+    alone = table.gains(found[found["competition"] == 0]).splitlines()
+    assert alone[2].startswith("| x | .500 | +.100 | +.050 |")
+
+
+def test_ensembles_stand_beside_the_detectors():
+    rows = [{"item": table.TOGETHER, "competition": "c", "state": state, "opacity": value}
+            for state, value in (("off", 0.4), ("on", 0.5))]  # fmt: skip
+    text = table.beside_singles(pd.DataFrame({"rcnn": [0.3], "yolo": [np.nan]}, index=["c"]), pd.DataFrame(rows))
+    assert text.splitlines()[0] == f"| competition | rcnn | yolo | plain ensemble | {table.TOGETHER} |"
+    assert text.splitlines()[2] == "| c | .300 |  | .400 | .500 |"
 
 
 def test_numbers_are_fitted_on_other_competitions(monkeypatch):
@@ -154,7 +170,10 @@ def test_the_command_for_real(tmp_path, capsys):
     everything = found[found["competition"] == "phantom-4"]["item"].unique()
     assert len(everything) == len(systems.items(experiment.DETECTORS, 2)) + len(table.combination.ITEMS) + 2
     assert all(item in printed for item in everything)
-    assert (tmp_path / "out" / "ablation.md").read_text() == printed.rstrip("\n") + "\n"
+    assert printed.startswith((tmp_path / "out" / "ablation.md").read_text())
+    numbers = json.loads((tmp_path / "out" / "combination.json").read_text())
+    override(SMALL, numbers)  # settings that there are
+    assert all(key.startswith(("fusion.", "crosstalk.")) for key in numbers)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/*/arms/*/*.safetensors")}
     assert len(before) > 20
     assert main(given) == 0

@@ -73,6 +73,13 @@ def fit_elsewhere(
     return [*steps, (TOGETHER, {}, kept)]
 
 
+def fit_everywhere(trainers: Mapping[str, tuple[Trainer, Arms]], compare: Sequence[str]) -> dict[str, Any]:
+    """The numbers to ship: fitted on what the fold arms of all these competitions said."""
+    folds_of = {name: out_of_fold(*trainers[name]) for name in compare}
+    fitted = override(trainers[compare[0]][0].preset, {"fusion.flips": FITTED.flips})
+    return fit_elsewhere("", folds_of, fitted)[-1][2]
+
+
 def elsewhere(
     name: str, folds_of: Mapping[str, tuple[Said, pd.DataFrame]]
 ) -> tuple[Said, pd.DataFrame, dict[str, int]]:
@@ -110,7 +117,7 @@ def rows(
         if name in compare:
             for item in items(tuple(detectors), trainer.folds):
                 add(item, name)
-        fitted = override(trainer.preset, {"fusion.flips": True})
+        fitted = override(trainer.preset, {"fusion.flips": FITTED.flips})
         for item, before, after in fit_elsewhere(name, rest, fitted):
             if item == TOGETHER:
                 add(Item(item, PLAIN_SYSTEM, replace(FITTED, changes=after)), name)
@@ -136,29 +143,53 @@ def singles(trainers: Mapping[str, tuple[Trainer, Arms]], detectors: Sequence[st
     return pd.DataFrame(table).T
 
 
-def summary(found: pd.DataFrame) -> pd.DataFrame:
-    """A row per item: "mean" of its gain in the mean of the six classes over the competitions and its "spread"
-    (standard deviation), the mean gain in each class, and the cost: "film" and "train", on / off."""
-    keys = [*CLASSES, "mean"]
+def beside_singles(alone: pd.DataFrame, found: pd.DataFrame) -> str:
+    """A table of the opacity AP of `singles` and of the ensemble, plain and with all that is kept."""
+    together = found[found["item"] == TOGETHER].pivot_table("opacity", "competition", "state")
+    table = alone.join(together.rename(columns={"off": "plain ensemble", "on": TOGETHER}))
+    table = table.map(lambda value: "" if pd.isna(value) else _short(value, ".3f"))
+    return _markdown(table.reset_index(names="competition"))
+
+
+def gains(found: pd.DataFrame) -> str:
+    """A table of what each item adds: off, and the gain in the mean and in each class over the competitions, each with
+    its spread (standard deviation); and what it costs, on / off."""
     sides = {state: part.set_index(["item", "competition"]) for state, part in found.groupby("state")}
-    gain = (sides["on"][keys] - sides["off"][keys]).groupby("item", sort=False)
-    table = gain.mean()
-    table.insert(0, "spread", gain["mean"].std(ddof=0))
-    table.insert(0, "off", sides["off"]["mean"].groupby("item", sort=False).mean())
-    for name in ("film", "train"):
-        table[name] = (sides["on"][name] / sides["off"][name]).groupby("item", sort=False).mean()
-    return table[["off", "mean", "spread", *CLASSES, "film", "train"]]
+    gain = sides["on"][SCORES] - sides["off"][SCORES]
+    cells = _cells(gain, "+.3f")
+    cells.insert(0, "off", sides["off"]["mean"].groupby("item", sort=False).mean().map(lambda v: _short(v, ".3f")))
+    for name, title in COSTS.items():
+        cells[title] = (sides["on"][name] / sides["off"][name]).groupby("item", sort=False).mean().map("{:.2f}".format)
+    return _markdown(cells.reset_index())
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """A summary as the table of a README: gains with their sign, in thousandths."""
-    heads = ["item", "off", "gain", "spread", *CLASSES, "film x", "training x"]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for item, row in table.iterrows():
-        gains = [_short(row[name], sign=name not in ("off", "spread")) for name in ("off", "mean", "spread", *CLASSES)]
-        lines.append("| " + " | ".join([str(item), *gains, f"{row['film']:.2f}", f"{row['train']:.2f}"]) + " |")
-    return "\n".join(lines)
+def off_and_on(found: pd.DataFrame) -> str:
+    """A table of the average precisions themselves: two lines an item, mean and spread over the competitions."""
+    return _markdown(_cells(found.set_index(["item", "state"])[SCORES], ".3f").reset_index())
 
 
-def _short(value: float, sign: bool) -> str:
-    return f"{value:{'+' if sign else ''}.3f}".replace("0.", ".", 1)
+#: Columns of both tables, the mean first; and titles of the costs.
+SCORES = ["mean", *CLASSES]
+COSTS = {"film": "film x", "train": "training x"}
+
+
+def _cells(values: pd.DataFrame, style: str) -> pd.DataFrame:
+    """Mean and spread over the last level but the item (and state), as text."""
+    keys = [name for name in values.index.names if name != "competition"]
+    groups = values.groupby(level=keys, sort=False)
+    mean, spread = groups.mean(), groups.std(ddof=0)
+    alone = bool((groups.size() == 1).all())
+    texts = {}
+    for name in values:
+        pairs = zip(mean[name], spread[name], strict=True)
+        texts[name] = [_short(m, style) + ("" if alone else f" ±{_short(s, '.3f')}") for m, s in pairs]
+    return pd.DataFrame(texts, index=mean.index)
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    rows = [table.columns, ["---"] * table.shape[1], *table.to_numpy()]
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
+
+
+def _short(value: float, style: str) -> str:
+    return format(value, style).replace("0.", ".", 1)

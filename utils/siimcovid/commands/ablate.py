@@ -27,10 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train what is not trained yet, write and print ablation.csv and ablation.md; 1 while others still train."""
+    """Train what is not trained yet, write and print ablation.csv and ablation.md, write combination.json; 1 while
+    others still train."""
     from siimcovid.ablation import experiment, table
     from siimcovid.commands.search import refuse_launch
-    from siimcovid.files import atomic_path, write_text
+    from siimcovid.files import atomic_path, write_json, write_text
     from siimcovid.overrides import read_settings
     from siimcovid.presets import load_preset
 
@@ -44,9 +45,22 @@ def run(args: argparse.Namespace) -> int:
     found = table.rows(trainers, experiment.DETECTORS, experiment.compared(plan))
     with atomic_path(args.out / "ablation.csv") as temporary:
         found.to_csv(temporary, index=False)
-    parts = [table.markdown(table.summary(part)) for part in experiment.parted(plan, found)]
-    alone = table.singles(trainers, experiment.DETECTORS).to_string(float_format="{:.3f}".format)
-    text = "\n\n".join([*parts, f"Opacity AP of each detector alone:\n\n{alone}"]) + "\n"
+    parts = experiment.parted(plan, found)
+    alone = table.singles(trainers, experiment.DETECTORS)
+    text = "\n\n".join(
+        [
+            "Gains, over competitions: mean ± standard deviation",
+            *map(table.gains, parts),
+            "Average precisions off and on",
+            *map(table.off_and_on, parts),
+            "Opacity AP of each detector alone, and of the plain and of the whole ensemble",
+            table.beside_singles(alone, found),
+        ]
+    )
+    text += "\n"
     write_text(args.out / "ablation.md", text)
     print(text)
+    if plan.seeds:
+        write_json(args.out / "combination.json", table.fit_everywhere(trainers, experiment.compared(plan)))
+        print(f"numbers fitted on all of these competitions: {args.out / 'combination.json'}")
     return 0
