@@ -159,8 +159,8 @@ def test_a_study_that_no_detector_looked_at_keeps_its_levels(said):
     [
         ({"fusion.weights": [1]}, "fusion.weights has 1 numbers; it needs 1 for each of the detectors rcnn, yolo"),
         ({"crosstalk.sides": [1.0] * 11}, "crosstalk.sides has 11 numbers; it needs an intercept"),
-        ({"crosstalk.sides": [1.0] * 12}, "crosstalk.level_sides has 0 numbers; it needs three for each of negative"),
-        ({"fusion.calibration": [1, 0, 1]}, "fusion.calibration has 3 numbers; it needs 2 for each"),
+        ({"crosstalk.sides": [1.0] * 12}, "crosstalk.level_sides has 0 numbers; it needs three for each level"),
+        ({"fusion.calibration": [1, 0, 1]}, "fusion.calibration has 3 numbers; it needs 2 for each of the detectors"),
         (
             {"crosstalk.none": [1, 2]},
             "crosstalk.none has 2 numbers; it needs an intercept and a weight for each of rcnn",

@@ -88,3 +88,23 @@ def test_the_submission_is_the_combined_answer(folders, tmp_path):
     alone = pd.read_csv(tmp_path / "submissions" / "rcnn.csv").set_index("id")["PredictionString"]
     study, *values = levels[["study_id", *LEVELS]].iloc[0]
     assert [float(text) for text in alone[f"{study}_study"].split()[1::6]] == pytest.approx(values, abs=1e-7)
+
+
+def test_a_third_detector_is_a_name_in_the_settings(folders, tmp_path):
+    """RetinaNet looks, is fused and has a submission of its own; numbers for two are refused for three."""
+    write_weights(tmp_path / "three", ("rcnn", "yolo", "retinanet", "study"))
+    three = {"fusion.detectors": ["rcnn", "yolo", "retinanet"], "fusion.weights": [1, 1, 1]}
+    three |= {"fusion.calibration": [], "crosstalk.none": []}
+    run = start(folders, tmp_path / "out", tmp_path / "three", **three)
+    pipeline.prepare(run)
+    pipeline.fit(run)
+    detections = pipeline.detect(run)
+    pipeline.submit(run, detections, pipeline.classify(run))
+    assert run.degraded == []
+    assert {"rcnn", "yolo", "retinanet", "ensemble"} <= set(detections["model"])
+    assert (tmp_path / "out" / "submissions" / "retinanet.csv").is_file()
+    table = pd.read_csv(tmp_path / "out" / "detections.csv")
+    assert {"retinanet", "retinanet_flip"} <= set(table["model"])
+    wrong = start(folders, tmp_path / "wrong", tmp_path / "three", **three | {"fusion.weights": [1, 1]})
+    assert [fault["step"] for fault in wrong.degraded] == ["parameters"]
+    assert "it needs 1 for each of the detectors rcnn, yolo, retinanet" in wrong.degraded[0]["reason"]

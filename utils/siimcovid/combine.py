@@ -18,7 +18,6 @@ from scipy.special import expit, logit, softmax
 from siimcovid import LEVELS
 from siimcovid.checkpoint import family
 from siimcovid.configs import CrosstalkConfig, FusionConfig, Preset
-from siimcovid.errors import InputError
 from siimcovid.fuse import COLUMNS, fuse, none_confidence
 from siimcovid.predict import study_levels
 
@@ -54,7 +53,11 @@ class Combined:
 
 
 def combine(said: Said, preset: Preset) -> Combined:
-    """Combine by a preset; where a model that cross-talk needs said nothing, that part of it is left out."""
+    """Combine by a preset; where a model that cross-talk needs said nothing, that part of it is left out.
+
+    Raises InputError where the preset's numbers do not fit its detectors.
+    """
+    preset.check()
     boxes = ensemble(said, preset.fusion)
     none = film_none(said, boxes, preset)
     levels = study_levels(said.levels)
@@ -63,23 +66,12 @@ def combine(said: Said, preset: Preset) -> Combined:
     )
 
 
-def of_detectors(values: tuple[float, ...], fusion: FusionConfig, each: int, name: str) -> dict[str, tuple]:
-    """detector -> its `each` of the values, which stand in the order of `fusion.detectors`.
-
-    Raises InputError where there are not so many."""
-    if len(values) != each * len(fusion.detectors):
-        raise InputError(
-            f"{name} has {len(values)} numbers; it needs {each} for each of the detectors {', '.join(fusion.detectors)}"
-        )
-    return {d: tuple(values[each * k : each * (k + 1)]) for k, d in enumerate(fusion.detectors)}
-
-
 def calibrated(detections: pd.DataFrame, fusion: FusionConfig) -> pd.DataFrame:
     """The detections with scores sigmoid(slope * logit(score) + intercept), by each detector's two numbers (Platt 1999,
     Probabilistic outputs for support vector machines); as they are without `fusion.calibration`."""
     if not fusion.calibration or detections.empty:
         return detections
-    numbers = of_detectors(fusion.calibration, fusion, 2, "fusion.calibration")
+    numbers = fusion.of_detectors("calibration", 2)
     scores = detections["score"].to_numpy(dtype=float).copy()
     model = detections["model"].to_numpy()
     for voice in pd.unique(detections["model"]):
@@ -97,7 +89,7 @@ def logits(probabilities: np.ndarray | pd.Series) -> np.ndarray:
 def ensemble(said: Said, fusion: FusionConfig) -> pd.DataFrame:
     """The ensemble's boxes: films that the same voices looked at are fused together, each voice with the weight of its
     detector. Detectors that `fusion.detectors` does not name are not heard."""
-    weight = {d: w for d, (w,) in of_detectors(fusion.weights, fusion, 1, "fusion.weights").items()}
+    weight = {d: w for d, (w,) in fusion.of_detectors("weights", 1).items()}
     seen = {voice: set(films) for voice, films in said.seen.items() if family(voice) in weight}
     order = {d: k for k, d in enumerate(fusion.detectors)}
     voices = sorted(seen, key=lambda voice: (voice.endswith("_flip"), order[family(voice)], voice))
@@ -165,11 +157,6 @@ def film_none(said: Said, boxes: pd.DataFrame, preset: Preset) -> pd.Series:
         return plain
     evidence = none_evidence(said, preset.fusion)
     intercept, *weights = preset.crosstalk.none
-    if len(weights) != evidence.shape[1]:
-        raise InputError(
-            f"crosstalk.none has {len(weights) + 1} numbers; it needs an intercept and a weight for each of "
-            f"{', '.join(evidence)}"
-        )
     used = [name for name, weight in zip(evidence, weights, strict=True) if weight]
     total = evidence[used].to_numpy() @ np.array([weight for weight in weights if weight]) + intercept
     learned = pd.Series(expit(total), index=evidence.index).reindex(plain.index)
@@ -209,11 +196,6 @@ def sides(boxes: pd.DataFrame, none: pd.Series, crosstalk: CrosstalkConfig) -> p
 
     A multinomial logistic regression on `side_evidence` by `crosstalk.sides`.
     """
-    if len(crosstalk.sides) != 3 * (1 + len(SIDE_EVIDENCE)):
-        raise InputError(
-            f"crosstalk.sides has {len(crosstalk.sides)} numbers; it needs an intercept and a weight for each of "
-            f"{', '.join(SIDE_EVIDENCE)}, for none, one and both sides"
-        )
     weights = np.array(crosstalk.sides).reshape(3, -1)
     evidence = side_evidence(boxes, none)
     values = softmax(evidence.to_numpy() @ weights[:, 1:].T + weights[:, 0], axis=1)
@@ -234,11 +216,6 @@ def regraded(
         return levels
     study_of = said.films.set_index("image_id")["study_id"]
     found = sides(boxes, none, crosstalk)
-    if len(crosstalk.level_sides) != 3 * len(LEVELS):
-        raise InputError(
-            f"crosstalk.level_sides has {len(crosstalk.level_sides)} numbers; it needs three for each of "
-            f"{', '.join(LEVELS)}: of none, one and both sides"
-        )
     found = found.groupby(study_of.reindex(found.index)).mean().reindex(levels["study_id"]).to_numpy()
     values = np.clip(levels[list(LEVELS)].to_numpy(dtype=float), EDGE, 1) ** crosstalk.level_power
     values *= found @ np.array(crosstalk.level_sides).reshape(len(LEVELS), 3).T

@@ -7,6 +7,8 @@ beside each checkpoint. This module imports no torch.
 from dataclasses import dataclass, field
 from typing import Literal, get_type_hints
 
+from siimcovid.errors import InputError
+
 
 @dataclass(frozen=True)
 class Augment:
@@ -176,6 +178,16 @@ class FusionConfig:
     nms_iou: float = 0.5
     max_boxes: int = 100
 
+    def of_detectors(self, name: str, each: int) -> dict[str, tuple[float, ...]]:
+        """detector -> its `each` numbers of the setting `name`. Raises InputError where there are not so many."""
+        values = getattr(self, name)
+        if len(values) != each * len(self.detectors):
+            raise InputError(
+                f"fusion.{name} has {len(values)} numbers; it needs {each} for each of the detectors "
+                f"{', '.join(self.detectors)}"
+            )
+        return {d: tuple(values[each * k : each * (k + 1)]) for k, d in enumerate(self.detectors)}
+
 
 @dataclass(frozen=True)
 class CrosstalkConfig:
@@ -226,6 +238,26 @@ class Preset:
     def stages(self) -> tuple[str, ...]:
         """The models whose answers make a submission."""
         return (*self.fusion.detectors, "study")
+
+    def check(self) -> "Preset":
+        """The preset itself. Raises InputError where the numbers by which answers are combined do not fit each other.
+
+        A preset that names other detectors needs numbers for them, or none: `--set fusion.calibration=`.
+        """
+        self.fusion.of_detectors("weights", 1)
+        if self.fusion.calibration:
+            self.fusion.of_detectors("calibration", 2)
+        heard = (*self.fusion.detectors, "negative", "none")
+        for name, wanted, of_what in (
+            ("none", 1 + len(heard), f"an intercept and a weight for each of {', '.join(heard)}"),
+            ("sides", 12, "an intercept and three weights for each of none, one and both sides"),
+            ("level_sides", 12, "three for each level: of none, one and both sides"),
+        ):
+            given = len(getattr(self.crosstalk, name))
+            optional = name != "level_sides" or not self.crosstalk.sides
+            if given != wanted and (given or not optional):
+                raise InputError(f"crosstalk.{name} has {given} numbers; it needs {of_what}")
+        return self
 
 
 #: stage -> the dataclass of its configuration: the parts of a preset that are trained, in this order.

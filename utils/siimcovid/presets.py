@@ -219,4 +219,4 @@ def load_preset(name: str, overrides: Mapping[str, Any] | None = None) -> Preset
     """A preset by name, with dotted overrides such as {"rcnn.training.epochs": 3}."""
     if name not in PRESETS:
         raise InputError(f"unknown preset {name!r}; choose {' or '.join(PRESETS)}")
-    return override(PRESETS[name], overrides or {})
+    return override(PRESETS[name], overrides or {}).check()

@@ -93,7 +93,7 @@ class Models:
             raise InputError(
                 f"{folder} holds no trained stage ({', '.join(wanted)}): name the weights/ of a training run"
             )
-        return cls(stages, override(PRESETS.get(preset, SMALL), combination.read(folder)))
+        return cls(stages, override(PRESETS.get(preset, SMALL), combination.read(folder)).check())
 
     def predict(self, films: Iterable[np.ndarray], pictures: bool = False) -> dict[str, Any]:
         """What the models say of the films of one study.
