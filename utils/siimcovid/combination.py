@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_predict
 
 from siimcovid import LEVELS, weights
 from siimcovid.checkpoint import family
@@ -34,9 +35,9 @@ from siimcovid.combine import (
     film_none,
     logits,
     none_evidence,
-    regraded,
     rescored,
     side_evidence,
+    weighed,
 )
 from siimcovid.configs import Preset
 from siimcovid.errors import InputError
@@ -55,7 +56,13 @@ WEIGHTS = (0.25, 0.5, 0.7, 1.0, 1.5, 2.0, 4.0)
 IOUS = (0.4, 0.45, 0.5, 0.55, 0.6, 0.65)
 NMS_IOUS = (0.3, 0.4, 0.5, 0.6)
 EXPONENTS = (0.0, 0.15, 0.3, 0.5, 0.75, 1.0)
-POWERS = (0.1, 0.15, 0.25, 0.35, 0.5, 0.7, 1.0, 1.5)
+POWERS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.5)
+
+#: Gain in the mean of the six classes from which an item is kept; what is less is chance.
+LEAST = 0.001
+
+#: Parts of the films, each foretold without it where a search would otherwise believe a regression too much.
+PARTS = 5
 
 #: Inverse strength of the penalty of the logistic regressions: few films against a handful of numbers.
 PENALTY = 0.3
@@ -117,29 +124,33 @@ def fit_none(said: Said, images: pd.DataFrame, preset: Preset) -> dict[str, Any]
 
 
 def fit_levels(said: Said, images: pd.DataFrame, preset: Preset) -> dict[str, Any]:
-    """The numbers of `combine.regraded`: a logistic regression on films that were annotated, the frequencies of their
-    sides at each level (half a film more everywhere, so that nothing is impossible), and the power that makes the
-    levels' mean average precision highest."""
+    """The numbers of `combine.weighed`: a logistic regression on films that were annotated; the frequencies of their
+    sides at each level (half a film more everywhere, so that nothing is impossible); and the power that makes the
+    levels' mean average precision highest. The power is searched with sides that a regression without the film foretold
+    (cross_val_predict), since one that has seen it is surer than it will ever be, and leaves the study model no say."""
     boxes = ensemble(said, preset.fusion)
     none = film_none(said, boxes, preset)
     evidence = side_evidence(boxes, none)
     known = images.set_index("image_id").reindex(evidence.index)
     known = known[known["annotated"].astype(bool)]
     affected = known["boxes"].map(sides_of).astype(int)
-    if set(affected) != {0, 1, 2}:
+    if affected.value_counts().reindex([0, 1, 2], fill_value=0).min() < PARTS:
         return {}
-    model = LogisticRegression(C=PENALTY, max_iter=2000).fit(evidence.loc[known.index].to_numpy(), affected.to_numpy())
+    model, given = LogisticRegression(C=PENALTY, max_iter=2000), evidence.loc[known.index].to_numpy()
+    foretold = pd.DataFrame(
+        cross_val_predict(model, given, affected.to_numpy(), cv=PARTS, method="predict_proba"), index=known.index
+    )
+    model.fit(given, affected.to_numpy())
     counts = pd.crosstab(known["level"], affected).reindex(index=list(LEVELS), columns=[0, 1, 2], fill_value=0) + 0.5
     ratios = counts.div(counts.sum(axis=1), axis=0) / (counts.sum() / counts.to_numpy().sum())
     weights = np.column_stack([model.intercept_, model.coef_])
-    numbers = {
-        "crosstalk.sides": _rounded(weights.ravel()),
-        "crosstalk.level_sides": _rounded(ratios.to_numpy().ravel()),
-    }
+    numbers = {"crosstalk.sides": _rounded(weights.ravel())}
+    numbers |= {"crosstalk.level_sides": _rounded(ratios.to_numpy().ravel())}
     levels, truth = study_levels(said.levels), true_levels(images)
 
     def score(changes: dict[str, Any]) -> float:
-        return level_precisions(regraded(levels, boxes, none, said, override(preset, changes).crosstalk), truth)["mean"]
+        changed = weighed(levels, foretold, said, override(preset, changes).crosstalk)
+        return level_precisions(changed, truth)["mean"]
 
     return _best([{**numbers, "crosstalk.level_power": power} for power in POWERS], score)
 
@@ -251,8 +262,8 @@ def fit(
         }
         after = scores(candidate)
         gain = after["mean"] - before["mean"]
-        rows.append({"item": item, **after, "gain": gain, "kept": bool(gain > 0)})
-        if gain > 0:
+        rows.append({"item": item, **after, "gain": gain, "kept": bool(gain > LEAST)})
+        if gain > LEAST:
             fitted, before = candidate, after
             whole |= ITEMS[item](said, images, override(preset, whole))
     return whole, pd.DataFrame(rows).set_index("item")

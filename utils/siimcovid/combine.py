@@ -205,21 +205,27 @@ def sides(boxes: pd.DataFrame, none: pd.Series, crosstalk: CrosstalkConfig) -> p
 def regraded(
     levels: pd.DataFrame, boxes: pd.DataFrame, none: pd.Series, said: Said, crosstalk: CrosstalkConfig
 ) -> pd.DataFrame:
-    """The studies' levels after the detectors were heard; studies that no detector looked at keep theirs.
-
-    A typical study nearly always has opacities in both lungs, an indeterminate one mostly in one, a negative one in
-    none. So a level's probability, to the power `level_power`, is multiplied with the likelihood of what the detectors
-    found: the mean of `level_sides`, how much more often than of any study so many sides are affected at that level,
-    weighted with the probabilities of `sides`, which are the mean over the study's films.
-    """
+    """The studies' levels after the detectors were heard, as `weighed` with the probabilities of `sides`; as they are
+    without `crosstalk.sides`, or where no detector looked at a film."""
     if levels.empty or none.empty or not crosstalk.sides:
         return levels
+    return weighed(levels, sides(boxes, none, crosstalk), said, crosstalk)
+
+
+def weighed(levels: pd.DataFrame, found: pd.DataFrame, said: Said, crosstalk: CrosstalkConfig) -> pd.DataFrame:
+    """The studies' levels, weighed with what the detectors found; studies that no detector looked at keep theirs.
+
+    A typical study nearly always has opacities in both lungs, an indeterminate one mostly in one, a negative one in
+    none. So a level's probability, to the power `level_power`, is multiplied with the likelihood of what was found: the
+    mean of `level_sides`, how much more often than of any study so many sides are affected at that level, weighted with
+    the probabilities `found` of none, one and both sides, (films, 3) by image_id, which are the mean over the study's
+    films.
+    """
     study_of = said.films.set_index("image_id")["study_id"]
-    found = sides(boxes, none, crosstalk)
-    found = found.groupby(study_of.reindex(found.index)).mean().reindex(levels["study_id"]).to_numpy()
-    values = np.clip(levels[list(LEVELS)].to_numpy(dtype=float), EDGE, 1) ** crosstalk.level_power
-    values *= found @ np.array(crosstalk.level_sides).reshape(len(LEVELS), 3).T
+    by_study = found.groupby(study_of.reindex(found.index)).mean().reindex(levels["study_id"]).to_numpy()
+    before = levels[list(LEVELS)].to_numpy(dtype=float)
+    values = np.clip(before, EDGE, 1) ** crosstalk.level_power
+    values *= by_study @ np.array(crosstalk.level_sides).reshape(len(LEVELS), 3).T
     values /= values.sum(axis=1, keepdims=True)
-    heard = np.isfinite(values).all(axis=1, keepdims=True)
-    values = np.where(heard, values, levels[list(LEVELS)].to_numpy(dtype=float))
+    values = np.where(np.isfinite(values).all(axis=1, keepdims=True), values, before)
     return levels.assign(**dict(zip(LEVELS, values.T, strict=True)))

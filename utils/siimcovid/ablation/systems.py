@@ -14,6 +14,9 @@ from siimcovid.ablation.arms import NONE, OVERSAMPLED, Arm, Trainer
 from siimcovid.combine import Combined, Said, combine
 from siimcovid.overrides import override
 
+#: How the names of items end that add a detector.
+THIRD = " as a third"
+
 #: Score below which boxes are cut where low boxes are not kept: the cut of the report's own code.
 CUT = 0.1
 
@@ -69,7 +72,7 @@ def items(detectors: tuple[str, ...], count: int) -> list[Item]:
     for third in detectors:
         if third not in plain.detectors:
             more = replace(plain, detectors={**plain.detectors, third: (third,)})
-            found.append(Item(f"detectors: {third} as a third", plain, more))
+            found.append(Item(f"detectors: {third}{THIRD}", plain, more))
     further = {name: (f"{name} pseudo",) for name in plain.detectors}
     found.append(Item("detectors: pseudo-labels", plain, replace(plain, detectors=further)))
     if count > 1:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from siimcovid import CLASSES, combination
 from siimcovid.ablation.arms import NONE, OVERSAMPLED, Arm, Trainer
-from siimcovid.ablation.systems import PLAIN_SYSTEM, Item, System, answer, cost, items, said
+from siimcovid.ablation.systems import PLAIN_SYSTEM, THIRD, Item, System, answer, cost, items, said
 from siimcovid.combine import Said
 from siimcovid.configs import Preset
 from siimcovid.overrides import override
@@ -144,9 +144,14 @@ def singles(trainers: Mapping[str, tuple[Trainer, Arms]], detectors: Sequence[st
 
 
 def beside_singles(alone: pd.DataFrame, found: pd.DataFrame) -> str:
-    """A table of the opacity AP of `singles` and of the ensemble, plain and with all that is kept."""
-    together = found[found["item"] == TOGETHER].pivot_table("opacity", "competition", "state")
-    table = alone.join(together.rename(columns={"off": "plain ensemble", "on": TOGETHER}))
+    """A table of the opacity AP of `singles`, of the plain ensemble, of it with each third detector, and of all that is
+    kept."""
+    table = alone
+    for item in (TOGETHER, *(name for name in found["item"].unique() if name.endswith(THIRD))):
+        both = found[found["item"] == item].pivot_table("opacity", "competition", "state")
+        table = table.join(
+            both.rename(columns={"on": item, "off": "plain ensemble"}).drop(columns=table, errors="ignore")
+        )
     table = table.map(lambda value: "" if pd.isna(value) else _short(value, ".3f"))
     return _markdown(table.reset_index(names="competition"))
 
