@@ -254,7 +254,12 @@ def slow(material, tmp_path, monkeypatch) -> Callable[..., Run]:
         monkeypatch.setattr(trained, "read", read_once)
         out, given, now.seconds = tmp_path / "out", material / "competition", 0.0
         defaults = {"COMPETITION_DIR": str(given), "WEIGHTS_DIR": str(material / "weights"), "OUTPUT_DIR": str(out)}
-        defaults |= {"PRESET": "small", "OVERRIDES": {"cache_size": 64}, "HOURS": hours, "STARTED": 0.0}
+        defaults |= {
+            "PRESET": "small",
+            "OVERRIDES": {"cache_size": 64, "fusion.flips": True},
+            "HOURS": hours,
+            "STARTED": 0.0,
+        }
         run = run_cells(**defaults | parameters)["run"]
         checked = validate.validate(out / "submission.csv", given / "sample_submission.csv", out / "index.csv")
         assert checked.faults == []
@@ -358,7 +363,8 @@ def test_restart_keeps_the_plan_of_a_stage_that_has_begun(slow):
 
 
 #: Two models of each stage, and an epoch on pseudo-labels: with these numbers of whatever film.
-DEAREST = {"cache_size": 64, "members": 2, "folds": 2, "pseudo.epochs": 1, "pseudo.none": 0.5, "pseudo.score": 1e-6}
+DEAREST = {"cache_size": 64, "fusion.flips": True, "members": 2, "folds": 2}
+DEAREST |= {"pseudo.epochs": 1, "pseudo.none": 0.5, "pseudo.score": 1e-6}
 
 
 def test_time_as_planned_suffices_to_learn_from_the_test_films(slow, tmp_path):

@@ -94,7 +94,7 @@ def test_a_third_detector_is_a_name_in_the_settings(folders, tmp_path):
     """RetinaNet looks, is fused and has a submission of its own; numbers for two are refused for three."""
     write_weights(tmp_path / "three", ("rcnn", "yolo", "retinanet", "study"))
     three = {"fusion.detectors": ["rcnn", "yolo", "retinanet"], "fusion.weights": [1, 1, 1]}
-    three |= {"fusion.calibration": [], "crosstalk.none": []}
+    three |= {"fusion.calibration": [], "crosstalk.none": [], "fusion.flips": True}
     run = start(folders, tmp_path / "out", tmp_path / "three", **three)
     pipeline.prepare(run)
     pipeline.fit(run)

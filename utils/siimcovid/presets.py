@@ -107,8 +107,13 @@ SMALL = Preset(
     name="small",
     cache_size=320,
     # fitted by `siimcovid ablate` on out-of-fold predictions of the synthetic competitions with seeds 0, 1 and 2
-    fusion=FusionConfig(calibration=(0.9234, -1.345, 1.2511, 0.6511), weights=(1.0, 0.7), iou=0.5, flips=True),
-    crosstalk=CrosstalkConfig(none=(-1.1122, 0.9141, 0.7029, 0.0676, 0.0), opacity_none=0.5),
+    fusion=FusionConfig(calibration=(0.9082, -1.4067, 1.2691, 0.6011)),
+    crosstalk=CrosstalkConfig(
+        none=(-1.2832, 0.801, 0.6562, 0.0895, 0.0),
+        sides=(0.2316, -0.1848, -0.0563, 0.6674, -1.7541, 0.1131, -0.6595, -0.4429, 1.5225, 0.0716, 0.7158, -0.2245),
+        level_sides=(3.2723, 0.0292, 0.0089, 0.0096, 0.0899, 1.836, 0.026, 3.9331, 0.6621, 0.7279, 3.4492, 0.4117),
+        level_power=0.35,
+    ),
     backbone=BackboneConfig(
         training=Training(
             epochs=5,
@@ -200,7 +205,13 @@ SMALL = Preset(
     ),
     study=StudyConfig(
         training=Training(
-            epochs=40, batch=16, learning_rate=1e-3, optimizer="adamw", weight_decay=1e-2, schedule="one_cycle"
+            epochs=40,
+            batch=16,
+            learning_rate=1e-3,
+            optimizer="adamw",
+            weight_decay=1e-2,
+            schedule="one_cycle",
+            balance="oversample",
         ),
         augment=Augment(flip=0.5),
         backbone="efficientnet_lite0",

@@ -22,7 +22,7 @@ from siimcovid.overrides import override
 from siimcovid.table_scores import class_scores, opacity_score
 
 #: What all fitted numbers stand on, and what the small preset ships.
-FITTED = System(study=(OVERSAMPLED,), flips=True)
+FITTED = System(study=(OVERSAMPLED,))
 
 #: The last row: all that is kept against the plain system.
 TOGETHER = "all that is kept, together"
