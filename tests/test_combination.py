@@ -1,16 +1,19 @@
 """The numbers of a combination: what is fitted, on which films, and what is left off."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.special import expit, logit
 
-from siimcovid import LEVELS, combination
+from siimcovid import LEVELS, combination, competition
+from siimcovid.cli import main
 from siimcovid.combine import Said, combine
 from siimcovid.errors import InputError
 from siimcovid.overrides import override
+from siimcovid.presets import load_preset
 from siimcovid.table_scores import class_scores
 from small_world import PRESET, world
 
@@ -97,3 +100,35 @@ def test_numbers_beside_weights(tmp_path):
         combination.read(tmp_path)
     (tmp_path / "manifest.json").write_text("{}")
     assert combination.read(tmp_path) == {}
+
+
+@pytest.fixture
+def crossval(tmp_path, monkeypatch):
+    """A folder as `siimcovid crossval` leaves it, and its competition's index in the place of a real one."""
+    said, images, folds = world()
+    for name, table in (("detections", said.detections), ("film_levels", said.levels)):
+        table.assign(fold=table["image_id"].map(folds)).to_csv(tmp_path / f"{name}.csv", index=False)
+    monkeypatch.setattr(competition, "load", lambda *_, **__: SimpleNamespace(images=images))
+    return tmp_path
+
+
+def test_the_command_fits_and_writes(crossval, capsys):
+    given = ["combine", "--data", "demo", "--crossval", str(crossval), "--preset", "small"]
+    assert main([*given, "--out", str(crossval / "weights")]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("120 films, each scored by numbers fitted without its fold")
+    numbers = combination.read(crossval / "weights")
+    assert set(combination.NOTHING) <= set(numbers)  # the preset's own numbers do not stay beside them
+    assert load_preset("small", numbers).crosstalk.sides == tuple(numbers["crosstalk.sides"])
+    assert main([*given, "--items", "none"]) == 0
+    assert "levels" not in capsys.readouterr().out.split("--set")[0]
+
+
+def test_the_command_says_what_is_missing(crossval, capsys):
+    given = ["combine", "--data", "demo", "--crossval", str(crossval), "--preset", "small"]
+    three = ["--set", "fusion.detectors=rcnn,yolo,retinanet", "--set", "fusion.weights=1,1,1"]
+    assert main([*given, *three]) == 2
+    assert "lacks retinanet: run `siimcovid crossval` with it" in capsys.readouterr().err
+    (crossval / "film_levels.csv").unlink()
+    assert main(given) == 2
+    assert "film_levels.csv" in capsys.readouterr().err

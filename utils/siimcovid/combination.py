@@ -50,6 +50,15 @@ from siimcovid.table_scores import against, class_scores, opacity_score, true_le
 #: The file of fitted numbers in a weights folder: overrides of the preset, as JSON.
 FILE = "combination.json"
 
+#: Overrides by which nothing crosses and scores stay as they are: what is fitted starts from these.
+NOTHING: Mapping[str, Any] = {
+    "fusion.calibration": [],
+    "crosstalk.none": [],
+    "crosstalk.sides": [],
+    "crosstalk.level_sides": [],
+    "crosstalk.opacity_none": 0.0,
+    "crosstalk.opacity_negative": 0.0,
+}
 
 #: What the searches try.
 WEIGHTS = (0.25, 0.5, 0.7, 1.0, 1.5, 2.0, 4.0)
@@ -223,7 +232,7 @@ def fit(
         said: of every film by models that did not see its patient.
         images: the index's rows of these films.
         folds: image id -> the fold that held it out.
-        preset: where to start from; what no item sets stays.
+        preset: where to start from, usually with NOTHING; what no item sets stays.
         items: of ITEMS, in its order.
 
     Returns:

@@ -313,6 +313,6 @@ def read(out: Path, images: pd.DataFrame, preset: Preset) -> tuple[Said, dict[st
         raise InputError(f"{out} is of another competition: {len(folds) - len(films)} of its films are not there")
     voices = [voice for voice in dict.fromkeys(found["model"]) if checkpoint.family(voice) in preset.fusion.detectors]
     if lacking := set(preset.fusion.detectors) - set(voices):
-        raise InputError(f"{out} lacks {', '.join(sorted(lacking))}: run `siimcovid crossval` with them")
+        raise InputError(f"{out} lacks {', '.join(sorted(lacking))}: run `siimcovid crossval` with it")
     found = found[found["model"].isin(voices)].drop(columns="fold")
     return Said(films, found, {voice: list(folds) for voice in voices}, graded.drop(columns="fold")), folds

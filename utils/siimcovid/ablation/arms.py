@@ -18,6 +18,7 @@ from torchvision.transforms.functional import center_crop
 
 from siimcovid import LEVELS, checkpoint, folds, pseudo, stages, weights
 from siimcovid.ablation.material import Material
+from siimcovid.combination import NOTHING
 from siimcovid.configs import Preset, PseudoConfig
 from siimcovid.data import SHARED, Films, loader
 from siimcovid.files import atomic_path, write_json
@@ -38,14 +39,9 @@ PLAIN: Mapping[str, Any] = {
     "study.training.ema": 0.0,
     "fusion.detectors": ["rcnn", "yolo"],
     "fusion.weights": [1.0, 1.0],
-    "fusion.calibration": [],
     "fusion.iou": 0.55,
     "fusion.flips": False,
-    "crosstalk.none": [],
-    "crosstalk.sides": [],
-    "crosstalk.level_sides": [],
-    "crosstalk.opacity_none": 0.0,
-    "crosstalk.opacity_negative": 0.0,
+    **NOTHING,
 }
 
 #: Names of two study models: rare levels are drawn as often as the others; and one that says `none` too.

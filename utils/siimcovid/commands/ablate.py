@@ -30,6 +30,7 @@ def run(args: argparse.Namespace) -> int:
     """Train what is not trained yet, write and print ablation.csv and ablation.md, write combination.json; 1 while
     others still train."""
     from siimcovid.ablation import experiment, table
+    from siimcovid.combination import NOTHING
     from siimcovid.commands.search import refuse_launch
     from siimcovid.files import atomic_path, write_json, write_text
     from siimcovid.overrides import read_settings
@@ -61,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
     write_text(args.out / "ablation.md", text)
     print(text)
     if plan.seeds:
-        write_json(args.out / "combination.json", table.fit_everywhere(trainers, experiment.compared(plan)))
+        numbers = {**NOTHING, **table.fit_everywhere(trainers, experiment.compared(plan))}
+        write_json(args.out / "combination.json", numbers)
         print(f"numbers fitted on all of these competitions: {args.out / 'combination.json'}")
     return 0

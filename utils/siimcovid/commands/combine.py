@@ -20,12 +20,13 @@ def run(args: argparse.Namespace) -> int:
     from siimcovid.overrides import read_settings
     from siimcovid.presets import load_preset
 
-    preset = load_preset(args.preset, read_settings(args.settings))
+    preset = load_preset(args.preset, {**combination.NOTHING, **read_settings(args.settings)})
     images = competition.load(args.data, splits=("train",)).images
     said, folds = crossval.read(args.crossval, images, preset)
     numbers, table = combination.fit(said, images, folds, preset, args.items or tuple(combination.ITEMS))
     print(f"{len(folds)} films, each scored by numbers fitted without its fold: average precision at IoU > 0.5")
     print(table.to_string(float_format="{:.3f}".format, na_rep=""))
+    numbers = {**combination.NOTHING, **numbers}  # the preset's own are not left beside new ones
     for key, value in numbers.items():
         print(f"--set {key}={','.join(map(str, value)) if isinstance(value, list) else value}")
     if args.out:
