@@ -83,6 +83,8 @@ def test_none_comes_from_an_arm_of_its_own():
 
 def test_what_a_system_costs():
     assert systems.cost(Kept(), System(), ARMS) == {"train": 160.0, "film": 2.5}
+    further = systems.cost(Kept(), System(detectors={"rcnn": ("rcnn pseudo",)}), ARMS)
+    assert further == {"train": 10.0 + 100.0 + 10.0, "film": 1.5}  # on top of what it goes on from
     both = systems.cost(Kept(), System(flips=True, study_flips=True), ARMS)
     assert both == {"train": 160.0, "film": 5.0}
 

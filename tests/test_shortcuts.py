@@ -171,6 +171,9 @@ def run(tmp_path):
     ended = Run(folder, Clock(1.0), competition=Competition(tmp_path / "competition", images, sample, ()))
     ended.source = tmp_path / "competition"
     ended.models["study"] = (CONFIG, Reader(slice(40, 80), slice(40, 80)), False)
+    ended.choices = ended.all_choices()
+    levels = pd.read_csv(folder / "levels.csv")  # of each study, as if it were of its film
+    ended.film_levels = ended.test[["image_id", "study_id"]].merge(levels, on="study_id")
     return ended
 
 
@@ -180,7 +183,7 @@ def test_a_run_prints_and_keeps_the_fall(run, capsys):
     scoreboard.check_shortcuts(run)
     found = json.loads((run.folder / "shortcuts.json").read_text(encoding="utf-8"))
     truth = pd.Series({"s0": "negative", "s1": "typical", "s2": "indeterminate", "s3": "atypical"})
-    levels = pd.read_csv(run.folder / "levels.csv")
+    levels = study_levels(run.film_levels)
     assert found == shortcuts.compare(levels, study_levels(said), truth)
     assert found["studies"] == 4
     assert f"a fall of {found['fall']['mean']:.3f} over 4 studies" in capsys.readouterr().out
@@ -198,9 +201,9 @@ def test_no_check_without_time_model_levels_or_answers(run, monkeypatch, tmp_pat
         patch.setattr(run, "unusable", {"study"})
         patch.setattr(run, "models", {})
         assert nothing("")
-    levels = (run.folder / "levels.csv").rename(tmp_path / "levels.csv")
-    assert nothing("")
-    levels.rename(run.folder / "levels.csv")
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "film_levels", None)
+        assert nothing("")
     with monkeypatch.context() as patch:
         patch.setattr(run, "source", tmp_path / "another")
         assert nothing("")

@@ -114,7 +114,8 @@ def level_precisions(levels: pd.DataFrame, truth: pd.Series) -> dict[str, float]
         order = falling(levels[name].to_numpy())
         hit = (known == name)[order]
         scores[name] = area(Matches(levels[name].to_numpy()[order], hit, int(hit.sum())))
-    return scores | {"mean": float(np.nanmean(list(scores.values())))}
+    known = [value for value in scores.values() if not np.isnan(value)]
+    return scores | {"mean": float(np.mean(known)) if known else float("nan")}
 
 
 def average_precision(

@@ -107,11 +107,11 @@ SMALL = Preset(
     name="small",
     cache_size=320,
     # fitted by `siimcovid ablate` on out-of-fold predictions of the synthetic competitions with seeds 0, 1 and 2
-    fusion=FusionConfig(calibration=(0.9082, -1.4067, 1.2691, 0.6011)),
+    fusion=FusionConfig(calibration=(0.8814, -1.4514, 1.2588, 0.6136)),
     crosstalk=CrosstalkConfig(
-        none=(-1.2832, 0.801, 0.6562, 0.0895, 0.0),
-        sides=(0.2316, -0.1848, -0.0563, 0.6674, -1.7541, 0.1131, -0.6595, -0.4429, 1.5225, 0.0716, 0.7158, -0.2245),
-        level_sides=(3.2723, 0.0292, 0.0089, 0.0096, 0.0899, 1.836, 0.026, 3.9331, 0.6621, 0.7279, 3.4492, 0.4117),
+        none=(-1.3489, 0.8311, 0.6172, 0.0648, 0.0),
+        sides=(0.5503, -0.0768, 0.0458, 0.7996, -2.0271, -0.0475, -0.6944, -0.5936, 1.4768, 0.1243, 0.6486, -0.206),
+        level_sides=(3.2844, 0.0197, 0.0059, 0.0064, 0.0846, 1.8358, 0.0175, 3.9708, 0.6611, 0.7219, 3.4932, 0.4073),
         level_power=0.35,
     ),
     backbone=BackboneConfig(

@@ -118,7 +118,9 @@ def cost(trainer: Trainer, system: System, arms: Mapping[str, Arm]) -> dict[str,
     heard = [(name, 1 + system.flips) for members in system.detectors.values() for name in members]
     heard += [(name, 1 + system.study_flips) for name in system.study]
     heard += [(system.none, 1)] if system.none else []
+    trained = [name for name, _ in heard]
+    trained += [arms[name].after for name in trained if arms[name].after]  # what they go on from
     return {
-        "train": sum(trainer.cost(arms[name])["train"] for name, _ in heard),
+        "train": sum(trainer.cost(arms[name])["train"] for name in trained),
         "film": sum(looks * trainer.cost(arms[name])["film"] for name, looks in heard),
     }
