@@ -8,13 +8,14 @@ import pytest
 
 from siimcovid import CLASSES, LEVEL_COLUMNS, LEVELS, crossval
 from siimcovid.ablation.arms import PLAIN
+from siimcovid.checkpoint import member
 from siimcovid.cli import main
 from siimcovid.crossval import cross_validate, refuse_leaks, score
 from siimcovid.errors import InputError
 from siimcovid.overrides import override
 from siimcovid.phantom_competition import write_competition
 from siimcovid.presets import load_preset
-from siimcovid.weights import register_trained
+from siimcovid.weights import read_manifest, register_trained, verified
 
 BOX = [0.2, 0.3, 0.6, 0.8]
 CORNERS = ["x1", "y1", "x2", "y2"]
@@ -316,3 +317,17 @@ def test_the_command_for_real(tmp_path, capsys):
     assert main(arguments) == 0
     assert capsys.readouterr().out == printed
     assert (out / "fold_1" / "study.safetensors").stat().st_mtime_ns == trained
+
+
+def test_the_folds_models_are_a_fold_ensemble(images, models, tmp_path):
+    """Once all folds are there: a weights folder whose files are the folds' own."""
+    run(images, tmp_path, only=[0, 1])
+    assert not (tmp_path / "weights").exists()
+    run(images, tmp_path)
+    names = {f"{member(stage, fold)}.safetensors": (stage, fold) for stage in PRESET.stages for fold in range(3)}
+    manifest = read_manifest(tmp_path / "weights")
+    assert set(manifest) == set(names)
+    for name, (stage, fold) in names.items():
+        assert verified(tmp_path / "weights", name).samefile(tmp_path / f"fold_{fold}" / f"{stage}.safetensors")
+        assert (manifest[name]["stage"], manifest[name]["preset"]) == (stage, "small")
+        assert f"without fold {fold} of 3" in manifest[name]["source"]
