@@ -1,1 +1,5 @@
-"""The networks: a backbone and its classifier, Faster R-CNN, YOLOv5 and the study classifier."""
+"""The networks and their files: Faster R-CNN, YOLOv5, RetinaNet, the study classifier and their backbone.
+
+In: a stage of the configuration. Out: a torch module with `forward(batch) -> losses` and `predict(images)`; checkpoints
+that can rebuild their model; a weights folder whose manifest vouches for each file.
+"""

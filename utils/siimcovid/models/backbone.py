@@ -15,9 +15,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.models import resnext101_32x8d
 from torchvision.ops import FrozenBatchNorm2d
 
-from siimcovid.configs import BackboneConfig
-from siimcovid.errors import InputError
-from siimcovid.nih import LABELS
+from siimcovid.core.configuration import BackboneConfig
+from siimcovid.core.errors import InputError
+from siimcovid.core.labels import NIH_FINDINGS
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # report, section 3.1
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -52,7 +52,7 @@ class Backbone(nn.Module):
         return maps
 
     def pooled(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, channels[-1]): the last map's mean over the film."""
+        """(B, 3, S, S) -> (B, channels[-1]): the last map's mean over the image."""
         return self(images)[-1].mean(dim=(2, 3))
 
 
@@ -91,7 +91,7 @@ class FindingsClassifier(nn.Module):
     def __init__(self, config: BackboneConfig):
         super().__init__()
         self.backbone = build_backbone(config.backbone)
-        self.head = nn.Linear(self.backbone.channels[-1], len(LABELS))
+        self.head = nn.Linear(self.backbone.channels[-1], len(NIH_FINDINGS))
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
         """Binary cross entropy with logits over the batch's findings, (B, 15) of 0 and 1 (report, section 3.1)."""
@@ -100,7 +100,7 @@ class FindingsClassifier(nn.Module):
 
     @torch.inference_mode()
     def predict(self, images: Tensor) -> Tensor:
-        """(B, 1, S, S) uint8 -> (B, 15) logits in the order of nih.LABELS."""
+        """(B, 1, S, S) uint8 -> (B, 15) logits in the order of labels.NIH_FINDINGS."""
         return self.head(self.backbone.pooled(normalise(images)))
 
 

@@ -1,7 +1,7 @@
 """RetinaNet on a backbone with a feature pyramid (Lin et al. 2017, "Focal Loss for Dense Object Detection").
 
-In: a batch of data.py, films as square uint8 grey of any size that 32 divides. Out: losses, or boxes as fractions of
-the film. torchvision's anchors, heads and losses do the work; its own input transform is passed by, since it would
+In: a batch of data.py, images as square uint8 grey of any size that 32 divides. Out: losses, or boxes as fractions of
+the image. torchvision's anchors, heads and losses do the work; its own input transform is passed by, since it would
 resize what we sized and normalise what we normalised.
 """
 
@@ -15,34 +15,34 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops import box_iou
 
-from siimcovid.configs import RetinanetConfig
+from siimcovid.core.configuration import RetinanetConfig
 from siimcovid.models.backbone import normalise
-from siimcovid.models.pyramid import Pyramid
+from siimcovid.models.feature_pyramid import Pyramid
 
 
 class AsGiven(nn.Module):
-    """In the place of torchvision's transform: leaves films, targets and detections as they are."""
+    """In the place of torchvision's transform: leaves images, targets and detections as they are."""
 
     def forward(self, images: Tensor, targets: list[dict] | None = None) -> tuple[ImageList, list[dict] | None]:
         """(B, 3, S, S) -> the same with its sizes noted, and the targets."""
         return ImageList(images, [tuple(images.shape[-2:])] * len(images)), targets
 
     def postprocess(self, detections: list[dict], *sizes: list[tuple[int, int]]) -> list[dict]:
-        """The detections, which are in pixels of the films given."""
+        """The detections, which are in pixels of the images given."""
         return detections
 
 
 class WholeBatch(RetinaNet):
-    """torchvision's RetinaNet with losses per anchor that is at a box of the batch, not of each film as in the paper.
+    """torchvision's RetinaNet with losses per anchor that is at a box of the batch, not of each image as in the paper.
 
-    A box has tens of such anchors, and a film without boxes is divided by one: film by film, a wrong box on an empty
-    film would weigh as much as tens of those on a film with boxes.
+    A box has tens of such anchors, and an image without boxes is divided by one: image by image, a wrong box on an
+    empty image would weigh as much as tens of those on an image with boxes.
     """
 
     def compute_loss(
         self, targets: list[dict[str, Tensor]], head_outputs: dict[str, Tensor], anchors: list[Tensor]
     ) -> dict[str, Tensor]:
-        """As RetinaNet.compute_loss, with the batch joined to one film of B times the anchors, (1, B A, ...)."""
+        """As RetinaNet.compute_loss, with the batch joined to one image of B times the anchors, (1, B A, ...)."""
         matched, before = [], 0
         for target, at in zip(targets, anchors, strict=True):
             found = torch.full((len(at),), self.proposal_matcher.BELOW_LOW_THRESHOLD, device=at.device)
@@ -56,7 +56,7 @@ class WholeBatch(RetinaNet):
 
 
 class Retinanet(nn.Module):
-    """The detector: `forward` gives the losses of a batch, `predict` the boxes of its films."""
+    """The detector: `forward` gives the losses of a batch, `predict` the boxes of its images."""
 
     def __init__(self, config: RetinanetConfig):
         super().__init__()
@@ -93,7 +93,7 @@ class Retinanet(nn.Module):
 
     @torch.inference_mode()
     def predict(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """(B, 1, S, S) uint8 -> per film (boxes (n, 4) xyxy in [0, 1], scores (n,) in [0, 1], highest first)."""
+        """(B, 1, S, S) uint8 -> per image (boxes (n, 4) xyxy in [0, 1], scores (n,) in [0, 1], highest first)."""
         side = images.shape[-1]
         return [(d["boxes"] / side, d["scores"]) for d in self.detector(normalise(images))]
 

@@ -1,7 +1,7 @@
 """YOLOv5 of the `yolov5` package with the report's losses (report, section 3.2).
 
-In: a batch of data.py, films as square uint8 grey of any size that 32 divides. Out: losses, or boxes as fractions of
-the film. The package's model, anchors and target assignment are used as they are. The loss is summed here, because the
+In: a batch of data.py, images as square uint8 grey of any size that 32 divides. Out: losses, or boxes as fractions of
+the image. The package's model, anchors and target assignment are used as they are. The loss is summed here, because the
 package's hard-codes CIoU where the report uses GIoU; and boxes are suppressed here, because the package's own
 suppression stops by the clock.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_convert
 
-from siimcovid.configs import YoloConfig
+from siimcovid.core.configuration import YoloConfig
 from siimcovid.models.backbone import build_backbone, freeze_batch_norm, normalise
 
 os.environ.setdefault("YOLO_OFFLINE", "true")  # or the import below looks for a network
@@ -90,7 +90,7 @@ def with_backbone(model: DetectionModel, architecture: str, frozen: int) -> Dete
 
 
 class Yolo(nn.Module):
-    """The detector: `forward` gives the losses of a batch, `predict` the boxes of its films."""
+    """The detector: `forward` gives the losses of a batch, `predict` the boxes of its images."""
 
     def __init__(self, config: YoloConfig):
         super().__init__()
@@ -147,21 +147,21 @@ class Yolo(nn.Module):
                 box_loss = box_loss + (1 - overlap).mean()
                 wanted[image, anchor, row, column] = overlap.detach().clamp(0).to(wanted.dtype)
             object_loss = object_loss + self.criterion.BCEobj(raw[..., 4], wanted) * self.criterion.balance[level]
-        # One class: its loss is zero, as in the package. The package sums over the films of a nominal batch where we
+        # One class: its loss is zero, as in the package. The package sums over the images of a nominal batch where we
         # take the mean, so that accumulation and several processes give the same gradient.
         scale = self.config.training.nominal_batch or self.config.training.batch
         return {"box": box_loss * gains["box"] * scale, "objectness": object_loss * gains["obj"] * scale}
 
     @torch.inference_mode()
     def predict(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """(B, 1, S, S) uint8 -> per film (boxes (n, 4) xyxy in [0, 1], scores (n,) in [0, 1], highest first)."""
+        """(B, 1, S, S) uint8 -> per image (boxes (n, 4) xyxy in [0, 1], scores (n,) in [0, 1], highest first)."""
         side = images.shape[-1]
         output = self.model(self.prepare(images))[0]  # (B, candidates, 6): cx, cy, w, h in pixels, objectness, class
         found = []
         for candidates in output:
             # the objectness alone: the confidence in the only class has no loss, and drifts wherever training takes it
             scores = candidates[:, 4]
-            order = scores.topk(min(len(scores), 1000)).indices  # more than any film holds
+            order = scores.topk(min(len(scores), 1000)).indices  # more than any image holds
             order = order[scores[order] > self.config.score_threshold]
             boxes = box_convert(candidates[order, :4], "cxcywh", "xyxy").clamp(0, side) / side
             scores = scores[order]

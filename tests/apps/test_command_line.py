@@ -1,0 +1,44 @@
+"""The command line: every verb explains itself at once, bad input is one sentence, exit codes hold."""
+
+import subprocess
+import sys
+
+import pytest
+
+from siimcovid.apps.command_line import VERBS, main
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(verb, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([verb, "--help"])
+    assert stopped.value.code == 0
+    assert "usage" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["prepare", "/nowhere", "--out", "/tmp/never"], "/nowhere"),
+        (["weights", "import", "vgg", "--out", "/tmp/never"], "vgg"),
+        (["scoreboard", "/nowhere"], "/nowhere"),
+        (["index", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_bad_input_is_a_sentence(arguments, said, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["validate", "--help"], ["train", "--help"], ["--version"]])
+def test_answers_without_heavy_imports(arguments):
+    """torch, pandas and numpy take seconds to import, and no help text needs them."""
+    code = (
+        "import sys; from siimcovid.apps.command_line import main\n"
+        f"try: main({arguments!r})\nexcept SystemExit: pass\n"
+        "print([m for m in ('torch', 'pandas', 'numpy') if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"

@@ -1,0 +1,171 @@
+"""Images as samples: boxes move with their pixels, and randomness depends on (seed, epoch, image) alone."""
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from siimcovid.core.configuration import Augment
+from siimcovid.core.labels import NIH_FINDINGS
+from siimcovid.core.presets import FULL
+from siimcovid.data.datasets import (
+    CircularCutouts,
+    EpochSampler,
+    ImageDataset,
+    centre_crop,
+    collate,
+    loader,
+    transforms,
+)
+
+BOX = [0.25, 0.5, 0.5, 0.75]  # of an image of 200 x 120: columns 30 to 60, rows 100 to 150
+
+
+@pytest.fixture
+def cached_images(tmp_path):
+    """Three images, not square, with a white block exactly where their only box is."""
+    rows = []
+    for name in "abc":
+        pixels = np.full((200, 120), 20, np.uint8)
+        pixels[100:150, 30:60] = 250
+        cv2.imwrite(str(tmp_path / f"{name}.png"), pixels)
+        rows.append({"image_id": name, "boxes": [BOX], "study_label": "typical"})
+    return tmp_path, pd.DataFrame(rows)
+
+
+def block(pixels: np.ndarray) -> list[float]:
+    """The white block of a square image as xyxy fractions."""
+    rows, columns = np.nonzero(pixels > 130)
+    side = pixels.shape[0]
+    return [columns.min() / side, rows.min() / side, (columns.max() + 1) / side, (rows.max() + 1) / side]
+
+
+@pytest.mark.parametrize("size", [64, 96, 256])
+def test_square_keeps_fractions(cached_images, size):
+    """An image that is not square becomes one, and a fraction of the image is the same fraction of the input."""
+    folder, images = cached_images
+    sample = ImageDataset(images, folder, size)[0]
+    assert sample["images"].shape == (1, size, size)
+    assert block(sample["images"][0].numpy()) == pytest.approx(sample["boxes"][0].tolist(), abs=1.01 / size)
+    assert sample["boxes"][0].tolist() == BOX
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [
+        Augment(hflip=1.0),
+        Augment(vflip=1.0),
+        Augment(shift_rotate=1.0, shift=0.1, degrees=0.0, scale=0.2),
+        Augment(hflip=0.5, vflip=0.5, shift_rotate=1.0, degrees=0.0),
+    ],
+    ids=["hflip", "vflip", "shift_scale", "together"],
+)
+def test_boxes_move_with_pixels(cached_images, augment):
+    folder, images = cached_images
+    dataset = ImageDataset(images, folder, 128, augment, seed=1)
+    for ticket in range(12):
+        sample = dataset[ticket]
+        assert block(sample["images"][0].numpy()) == pytest.approx(sample["boxes"][0].tolist(), abs=0.03)
+
+
+def test_rotated_box_holds_its_block(cached_images):
+    folder, images = cached_images
+    dataset = ImageDataset(images, folder, 128, Augment(shift_rotate=1.0, shift=0.0), seed=1)
+    for ticket in range(12):
+        sample = dataset[ticket]
+        x1, y1, x2, y2 = sample["boxes"][0].tolist()
+        u1, v1, u2, v2 = block(sample["images"][0].numpy())
+        assert x1 <= u1 + 0.02
+        assert y1 <= v1 + 0.02
+        assert x2 >= u2 - 0.02
+        assert y2 >= v2 - 0.02
+
+
+@pytest.mark.parametrize("stage", ["rcnn", "yolo", "study"])
+def test_changes_depend_on_the_ticket_alone(cached_images, stage):
+    folder, images = cached_images
+    augment = getattr(FULL, stage).augment
+    one, two = (ImageDataset(images, folder, 256, augment, seed=3) for _ in range(2))
+    there = [one[ticket] for ticket in range(9)]
+    back = [two[ticket] for ticket in reversed(range(9))][::-1]
+    for a, b in zip(there, back, strict=True):
+        assert torch.equal(a["images"], b["images"])
+        assert torch.equal(a["boxes"], b["boxes"])
+    assert not torch.equal(there[0]["images"], there[3]["images"])  # the same image, an epoch later
+    other = ImageDataset(images, folder, 256, augment, seed=4)[0]
+    assert not torch.equal(other["images"], there[0]["images"])
+
+
+def test_mixup_keeps_both_images_boxes(cached_images):
+    folder, images = cached_images
+    sample = ImageDataset(images, folder, 64, Augment(mixup=1.0), seed=0)[0]
+    assert sample["boxes"].tolist() == [BOX, BOX]
+
+
+def test_centre_crop():
+    pixels = np.arange(100, dtype=np.uint8).reshape(10, 10)
+    boxes = np.array([[0.0, 0.0, 0.5, 0.5], [0.0, 0.0, 0.1, 0.1]], np.float32)
+    cropped, kept = centre_crop(pixels, boxes, 8)
+    assert cropped.tolist() == pixels[1:9, 1:9].tolist()
+    assert kept == pytest.approx(np.array([[0.0, 0.0, 0.5, 0.5]]))  # (5 - 1) / 8; the other box lies in the border
+    assert centre_crop(pixels, boxes, 0)[0] is pixels
+
+
+def test_sampler_covers_each_epoch_once():
+    sampler = EpochSampler(5, seed=0)
+    first = list(sampler)
+    sampler.epoch = 2
+    third = list(sampler)
+    assert sorted(first) == [0, 1, 2, 3, 4]
+    assert sorted(third) == [10, 11, 12, 13, 14]
+    assert [t - 10 for t in third] != first
+    assert list(EpochSampler(5, seed=0)) == first
+
+
+def test_sampler_draws_by_chances():
+    sampler = EpochSampler(2000, seed=0, sampling_weights=[3.0] * 1000 + [1.0] * 1000)
+    rare = sum(ticket < 1000 for ticket in sampler)
+    assert rare == pytest.approx(1500, abs=60)  # three standard deviations
+
+
+def test_loader_batches_in_order(cached_images):
+    folder, images = cached_images
+    batches = list(loader(ImageDataset(images, folder, 64), batch=2))
+    assert [batch["image_ids"] for batch in batches] == [["a", "b"], ["c"]]
+    assert batches[0]["images"].shape == (2, 1, 64, 64)
+    assert batches[0]["images"].dtype == torch.uint8
+    assert batches[0]["study_labels"].tolist() == [1, 1]
+
+
+def test_unknown_level_is_minus_one(cached_images):
+    folder, images = cached_images
+    assert collate([ImageDataset(images.assign(study_label=None), folder, 64)[0]])["study_labels"].tolist() == [-1]
+
+
+def test_a_cutout_is_a_disc():
+    image = np.full((200, 200, 1), 255, np.uint8)
+    pixels = CircularCutouts().apply(image, discs=[(60, 90, 20)])[:, :, 0]
+    rows, columns = np.mgrid[:200, :200]
+    distance = np.hypot(rows - 90, columns - 60)
+    assert (pixels[distance < 19] == 0).all()
+    assert (pixels[distance > 21] == 255).all()
+    assert (image == 255).all()
+
+
+def test_one_to_six_cutouts_and_boxes_stay():
+    pipeline = transforms(Augment(cutouts=1.0), seed=0)
+    image, counts = np.full((200, 200, 1), 255, np.uint8), set()
+    for seed in range(40):
+        pipeline.set_random_seed(seed)
+        changed = pipeline(image=image, bboxes=np.array([[0.1, 0.1, 0.9, 0.9]]))
+        assert changed["bboxes"] == pytest.approx(np.array([[0.1, 0.1, 0.9, 0.9]]))
+        counts.add(cv2.connectedComponents((changed["image"][:, :, 0] == 0).astype(np.uint8))[0] - 1)
+    assert {1, 5} < counts <= {1, 2, 3, 4, 5, 6}
+
+
+def test_findings_come_with_the_images(cached_images):
+    folder, images = cached_images
+    table = pd.DataFrame(np.eye(15, dtype=int)[: len(images)], columns=list(NIH_FINDINGS), index=images.index)
+    batch = next(iter(loader(ImageDataset(images.join(table), folder, 32), 2)))
+    assert batch["findings"].tolist() == np.eye(15)[:2].tolist()

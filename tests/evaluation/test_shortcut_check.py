@@ -1,0 +1,227 @@
+"""Shortcuts: markers and borders go, the lungs stay; who reads markers falls; a run with time says so."""
+
+import json
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from siimcovid.core.labels import STUDY_LABELS
+from siimcovid.core.presets import SMALL, override
+from siimcovid.data import datasets
+from siimcovid.data.competition import Competition, read_index
+from siimcovid.evaluation import shortcut_check
+from siimcovid.inference.predictor import predict_images, predict_table, study_probabilities
+from siimcovid.kernel import predict_and_submit, scoreboard
+from siimcovid.kernel.run import Run
+from siimcovid.kernel.time_budget import TimeBudget
+from support.run_folder import write_run
+
+SIDE = 128
+CONFIG = override(SMALL.study, {"infer_size": SIDE})
+
+#: Where the letter stands: rows, columns, as shares.
+LETTER = (0.12, 0.22), (0.78, 0.88)
+
+
+def chest(rows: int, columns: int) -> np.ndarray:
+    """Two dark lungs in a bright body, nothing of it narrow or sharp."""
+    y, x = np.mgrid[0:rows, 0:columns] / [[[rows]], [[columns]]]
+    lungs = sum(np.exp(-(((x - centre) / 0.13) ** 2) - ((y - 0.5) / 0.28) ** 2) for centre in (0.3, 0.7))
+    return np.rint(170 - 110 * lungs + 8 * np.sin(40 * y)).astype(np.uint8)
+
+
+def marked(image: np.ndarray, border: float = 0.03) -> np.ndarray:
+    """The image with an "L" and a white frame burned in."""
+    image, (rows, columns) = image.copy(), image.shape
+    (top, bottom), (left, right) = ([round(v * n) for v in share] for share, n in zip(LETTER, image.shape, strict=True))
+    stroke = max(1, round(0.015 * max(image.shape)))
+    image[top:bottom, left : left + stroke] = image[bottom - stroke : bottom, left:right] = 255
+    frame = [max(1, round(border * n)) for n in (rows, columns)]
+    image[: frame[0]] = image[-frame[0] :] = 255
+    image[:, : frame[1]] = image[:, -frame[1] :] = 255
+    return image
+
+
+def part(image: np.ndarray, rows: tuple[float, float], columns: tuple[float, float]) -> np.ndarray:
+    (a, b), (c, d) = ([round(v * n) for v in share] for share, n in zip((rows, columns), image.shape, strict=True))
+    return image[a:b, c:d]
+
+
+def steepest(image: np.ndarray) -> float:
+    """The largest step between neighbours."""
+    return max(np.abs(np.diff(image.astype(float), axis=axis)).max() for axis in (0, 1))
+
+
+@pytest.mark.parametrize("shape", [(128, 128), (256, 256), (320, 260), (1024, 1024)])
+def test_letter_and_border_go_and_the_lungs_stay(shape):
+    image = chest(*shape)
+    shown = marked(image)
+    before = shown.copy()
+    covered = shortcut_check.cover(shown)
+    assert (shown == before).all()
+    assert (covered.shape, covered.dtype) == (shape, np.uint8)
+    assert (part(covered, (0.25, 0.75), (0.25, 0.75)) == part(image, (0.25, 0.75), (0.25, 0.75))).all()
+    assert (part(covered, (0.25, 0.9), (0.1, 0.9)) == part(image, (0.25, 0.9), (0.1, 0.9))).all()
+    letter, plain = part(covered, *LETTER).astype(float), part(image, *LETTER)
+    assert np.abs(letter - plain).max() < 15  # of the 85 by which it stood out
+    assert covered.max() < 185
+    assert steepest(covered) <= steepest(image) + 3  # no edge where something was
+    other = shortcut_check.cover(image)
+    assert np.abs(covered.astype(float) - other).max() < 15  # nor does the image say that there was
+
+
+@pytest.mark.parametrize("image", [np.zeros((40, 30)), np.full((64, 64), 255), np.eye(3) * 255, np.ones((1, 1))])
+def test_images_that_show_nothing(image):
+    covered = shortcut_check.cover(image.astype(np.uint8))
+    assert covered.shape == image.shape
+    assert image.min() <= covered.min() <= covered.max() <= image.max()
+
+
+def test_what_is_no_marker_stays():
+    image = chest(256, 256)
+    cv2.line(image, (60, 40), (225, 110), 255, 3)  # a catheter, longer than a word
+    cv2.rectangle(image, (200, 30), (230, 60), 255, -1)  # wider than a stroke
+    cv2.circle(image, (128, 128), 3, 255, -1)  # among the lungs
+    assert not shortcut_check.markers(image).any()
+    cv2.putText(image, "AP", (200, 235), cv2.FONT_HERSHEY_SIMPLEX, 0.5, 255, 1, cv2.LINE_AA)
+    found = np.argwhere(shortcut_check.markers(image))
+    assert found.min() >= 198  # rows and columns of the word alone
+    assert len(found) > 100
+
+
+class Reader(nn.Module):
+    """A study model that tells the study label by how bright one part of the image is: study label k at 25 + 60 k."""
+
+    def __init__(self, rows, columns):
+        super().__init__()
+        self.rows, self.columns = rows, columns
+
+    def predict(self, images: Tensor) -> Tensor:
+        parts = images[..., self.rows, self.columns].float().mean((1, 2, 3))
+        return -(((parts[:, None] - 25 - 60 * torch.arange(4)) / 30) ** 2)
+
+
+@pytest.fixture(params=["corner"])
+def cached_images(tmp_path, request):
+    """Images with a spot as bright as the study label says: a marker in a corner, or something between the lungs."""
+    rows, spot = [], slice(2, 6) if request.param == "corner" else slice(60, 68)
+    for k in range(16):
+        image = chest(SIDE, SIDE)
+        image[spot, spot] = 25 + 60 * (k % 4)
+        cv2.imwrite(str(tmp_path / f"f{k:02}.png"), image)
+        rows.append({"image_id": f"f{k:02}", "study_id": f"s{k:02}", "boxes": [], "study_label": STUDY_LABELS[k % 4]})
+    return tmp_path, pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    ("cached_images", "where", "fall"),
+    [("corner", slice(2, 6), True), ("middle", slice(60, 68), False)],
+    indirect=["cached_images"],
+    ids=["marker", "middle"],
+)
+def test_who_reads_the_marker_falls(cached_images, where, fall):
+    """On covered images the marker's reader says the same of all, so that only the order of the ties is left."""
+    folder, images = cached_images
+    tables = [
+        study_probabilities(predict_table("study", CONFIG, Reader(where, where), images, folder, change=change))
+        for change in (None, shortcut_check.cover)
+    ]
+    found = shortcut_check.compare(*tables, images.set_index("study_id")["study_label"])
+    assert found["as they are"] == dict.fromkeys((*STUDY_LABELS, "mean"), 1.0)
+    assert (found["fall"]["mean"] > 0.5) if fall else (found["fall"] == dict.fromkeys((*STUDY_LABELS, "mean"), 0.0))
+
+
+def test_the_memory_of_shared_images_is_not_disturbed(cached_images):
+    folder, images = cached_images
+    before = [datasets.SHARED.square(folder, name, SIDE).copy() for name in images["image_id"]]
+    model = Reader(slice(None), slice(None))
+    plain = predict_images("study", CONFIG, model, images, folder).table
+    changed = predict_images("study", CONFIG, model, images, folder, change=lambda image: 255 - image).table
+    assert not plain.equals(changed)
+    with pytest.raises(ValueError, match="read-only"):
+        predict_images("study", CONFIG, model, images, folder, change=lambda image: np.clip(image, 0, 9, out=image))
+    for image, name in zip(before, images["image_id"], strict=True):
+        assert (datasets.SHARED.square(folder, name, SIDE) == image).all()
+    pd.testing.assert_frame_equal(predict_images("study", CONFIG, model, images, folder).table, plain)
+
+
+def test_compared_are_the_studies_that_all_know():
+    """Two study labels, told apart perfectly, then the wrong way round; one study not looked at again, one without
+    truth."""
+    sure = {"negative": [0.9, 0.1, 0.9, 0.5], "typical": [0.1, 0.9, 0.1, 0.5], "indeterminate": 0.0, "atypical": 0.0}
+    before = pd.DataFrame({"study_id": ["a", "b", "c", "d"], **sure})
+    after = before.assign(negative=before["typical"], typical=before["negative"])[::-1]
+    truth = pd.Series({"a": "negative", "b": "typical", "c": "negative"})
+    found = shortcut_check.compare(before, after[after["study_id"] != "c"], truth)
+    none = dict.fromkeys(("indeterminate", "atypical"))
+    assert found == {
+        "studies": 2,
+        "as they are": {"negative": 1.0, "typical": 1.0, **none, "mean": 1.0},
+        "covered": {"negative": 0.5, "typical": 0.5, **none, "mean": 0.5},
+        "fall": {"negative": 0.5, "typical": 0.5, **none, "mean": 0.5},
+    }
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run that has classified its four images, with a study model that says of each image how bright it is."""
+    folder = write_run(tmp_path)
+    images = read_index(folder / "index.csv")
+    sample = pd.read_csv(folder / "submission.csv")
+    ended = Run(folder, TimeBudget(1.0), competition=Competition(tmp_path / "competition", images, sample, ()))
+    ended.source = tmp_path / "competition"
+    ended.models["study"] = (CONFIG, Reader(slice(40, 80), slice(40, 80)), False)
+    ended.plan = ended.requested_plan()
+    study_probs = pd.read_csv(folder / "study_probabilities.csv")  # of each study, as if it were of its image
+    ended.image_study_probs = ended.test[["image_id", "study_id"]].merge(study_probs, on="study_id")
+    return ended
+
+
+def test_a_run_prints_and_keeps_the_fall(run, capsys):
+    """Its images are of one grey, 40, 80, 120 and 160, each of another level, so covering changes nothing on them."""
+    outputs = predict_images("study", CONFIG, run.models["study"][1], run.test, run.cache).table
+    scoreboard.check_shortcuts(run)
+    found = json.loads((run.folder / "shortcuts.json").read_text(encoding="utf-8"))
+    truth = pd.Series({"s0": "negative", "s1": "typical", "s2": "indeterminate", "s3": "atypical"})
+    study_probs = study_probabilities(run.image_study_probs)
+    assert found == shortcut_check.compare(study_probs, study_probabilities(outputs), truth)
+    assert found["studies"] == 4
+    assert f"a fall of {found['fall']['mean']:.3f} over 4 studies" in capsys.readouterr().out
+
+
+def test_no_check_without_time_model_labels_or_answers(run, monkeypatch, tmp_path):
+    def nothing(so: str) -> bool:
+        scoreboard.check_shortcuts(run)
+        return not (run.folder / "shortcuts.json").exists() and so in " ".join(run.ended)
+
+    run.seconds["classify"] = 2000.0  # of the 3,240 that the hour leaves
+    assert nothing("shortcuts is left out")
+    run.seconds.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "unusable", {"study"})
+        patch.setattr(run, "models", {})
+        assert nothing("")
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "image_study_probs", None)
+        assert nothing("")
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "source", tmp_path / "another")
+        assert nothing("")
+    assert not nothing("")
+
+
+def test_a_fault_of_the_check_leaves_the_scoreboard(run, monkeypatch):
+    from siimcovid.kernel import steps
+
+    def broken(run):
+        raise RuntimeError("no images")
+
+    monkeypatch.setattr(predict_and_submit, "classify_covered", broken)
+    table = steps.score(run)
+    assert table.index.tolist() == ["rcnn", "yolo", "ensemble"]
+    assert [(entry["step"], entry["reason"]) for entry in run.degraded] == [("shortcuts", "no images")]
+    assert (run.folder / "scores.json").is_file()

@@ -1,0 +1,143 @@
+"""Stages: which images are trained on, what is computed once, how a model is measured; predictions as tables."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from siimcovid.core.configuration import Augment
+from siimcovid.core.errors import InputError
+from siimcovid.core.labels import NIH_FINDINGS
+from siimcovid.core.presets import SMALL, load_preset
+from siimcovid.data.datasets import ImageDataset
+from siimcovid.inference.predictor import predict_table, study_probabilities
+from siimcovid.models import checkpoints, weights_folder
+from siimcovid.training import train_stage
+from support.stages import BOX, Fixed, eight_images
+
+
+@pytest.fixture
+def cached_images(tmp_path) -> tuple:
+    return eight_images(tmp_path)
+
+
+def test_detections_table(cached_images):
+    folder, images = cached_images
+    table = predict_table("rcnn", SMALL.rcnn, Fixed([(BOX, 0.9), ([0.0, 0.0, 0.1, 0.1], 0.2)]), images.head(3), folder)
+    assert table.columns.tolist() == ["image_id", "model", "score", "x1", "y1", "x2", "y2"]
+    assert table["image_id"].tolist() == ["image0", "image0", "image1", "image1", "image2", "image2"]
+    assert table.iloc[0, 2:].tolist() == pytest.approx([0.9, *BOX])
+
+
+def test_mirrored_images_give_boxes_of_the_images_themselves(cached_images):
+    folder, images = cached_images
+    table = predict_table("rcnn", SMALL.rcnn, Fixed([(BOX, 0.9)]), images.head(1), folder, hflip=True)
+    assert table["model"].tolist() == ["rcnn_hflip"]
+    assert table.iloc[0, 3:].tolist() == pytest.approx([1 - BOX[2], BOX[1], 1 - BOX[0], BOX[3]])
+
+
+def test_labels_are_the_mean_over_a_studys_images(cached_images):
+    folder, images = cached_images
+    two = images.head(2).assign(study_id="one")
+    logits = torch.log(torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.2, 0.3, 0.4, 0.1]]))
+    table = predict_table("study", SMALL.study, Fixed(logits), two, folder)
+    study, *probabilities = study_probabilities(table).iloc[0]
+    assert study == "one"
+    assert probabilities == pytest.approx([0.3, 0.3, 0.3, 0.1])
+
+
+def test_measure_detector_counts_boxes_on_all_images(cached_images):
+    """Two of eight images have the box; it is found on all with one score. Equal scores keep the images' order, so the
+    two hits stand at ranks 2 and 6 and the area is (1/2 + 2/6) / 2."""
+    folder, images = cached_images
+    value = train_stage.measure("rcnn", SMALL.rcnn, Fixed([(BOX, 0.5)]), images, folder)
+    assert value == pytest.approx((1 / 2 + 2 / 6) / 2)
+
+
+def test_measure_study_is_the_mean_ap_of_the_labels(cached_images):
+    folder, images = cached_images
+    four = images.head(4)
+    assert train_stage.measure("study", SMALL.study, Fixed(torch.eye(4) * 9), four, folder) == 1.0
+    wrong = torch.eye(4)[[1, 0, 3, 2]] * 9  # each study label's own image ties for the last three places
+    assert train_stage.measure("study", SMALL.study, Fixed(wrong), four, folder) < 0.6
+
+
+def test_features_are_what_the_backbone_says(cached_images):
+    folder, images = cached_images
+    config = replace(SMALL.study, size=64)
+    model = checkpoints.build_model("study", config).eval()
+    dataset = ImageDataset(images, folder, 64, Augment(hflip=1.0))
+    features = train_stage.Features(dataset, model, views=2, batch=3)
+    plain, flipped = torch.stack([ImageDataset(images, folder, 64)[k]["images"] for k in range(8)]), None
+    flipped = plain.flip(-1)
+    with torch.no_grad():
+        for view, pixels in enumerate((plain, flipped)):
+            for k, expected in enumerate(model.features(pixels)):
+                for epoch in (view, view + 2):
+                    sample = features[epoch * 8 + k]
+                    assert torch.allclose(sample["features"], expected, atol=1e-5)
+    assert features[3]["study_labels"] == 3
+
+
+def test_fit_leaves_out_what_nobody_annotated(cached_images, tmp_path, monkeypatch):
+    folder, images = cached_images
+    seen = {}
+    monkeypatch.setattr(
+        train_stage, "train", lambda stage, config, model, dataset, out, **options: seen.update(options, n=dataset)
+    )
+    monkeypatch.setattr(weights_folder, "start", lambda *arguments: {})
+    preset = load_preset("small", {"rcnn.size": 64, "rcnn.training.balance": "oversample"})
+    train_stage.fit("rcnn", preset, images, folder, tmp_path, tmp_path)
+    assert seen["n"].image_ids == [f"image{k}" for k in range(7)]
+    assert seen["sampling_weights"] == [1 / 2, 1 / 2, 1 / 2, 1, 1 / 2, 1 / 2, 1 / 2]
+    assert seen["evaluate"] is None
+
+
+def test_fit_holds_a_fold_of_patients_out(cached_images, tmp_path, monkeypatch):
+    folder, images = cached_images
+    seen = {}
+    monkeypatch.setattr(
+        train_stage, "train", lambda stage, config, model, dataset, out, **options: seen.update(options, n=dataset)
+    )
+    monkeypatch.setattr(train_stage, "measure", lambda stage, config, model, held_out, cache: held_out)
+    monkeypatch.setattr(weights_folder, "start", lambda *arguments: {})
+    preset = load_preset("small", {"rcnn.size": 64, "rcnn.training.validate": True, "folds": 2})
+    train_stage.fit("rcnn", preset, images, folder, tmp_path, tmp_path)
+    held_out = seen["evaluate"](None)
+    patient = images.set_index("image_id")["patient_id"]
+    assert len(held_out) > 0
+    assert not set(held_out["patient_id"]) & set(patient[seen["n"].image_ids])
+
+
+def test_fit_without_images(cached_images, tmp_path):
+    folder, images = cached_images
+    with pytest.raises(InputError, match="no images"):
+        train_stage.fit("rcnn", SMALL, images.assign(split="test"), folder, tmp_path, tmp_path)
+
+
+def test_measure_backbone_is_the_mean_auc_of_findings_that_vary(cached_images):
+    """One finding told perfectly, one the wrong way round, one no better than chance; twelve that no image has."""
+    folder, images = cached_images
+    truth, logits = np.zeros((8, 15), int), np.zeros((8, 15))
+    truth[:4, 0] = truth[:4, 1] = truth[:4, 2] = 1
+    logits[:4, 0], logits[:4, 1] = 1, -1
+    table = images.join(pd.DataFrame(truth, columns=list(NIH_FINDINGS)))
+    config = replace(SMALL.backbone, size=64, infer_size=64)
+    assert train_stage.measure("backbone", config, Fixed(torch.tensor(logits)), table, folder) == pytest.approx(0.5)
+    perfect = np.where(truth == 1, 3.0, -3.0)
+    assert train_stage.measure("backbone", config, Fixed(torch.tensor(perfect)), table, folder) == 1.0
+
+
+def test_balance_by_weights(cached_images, tmp_path, monkeypatch):
+    """Seven annotated images, two of each study label but one atypical: weights 7 / 4 / number, whose mean over
+    images is 1."""
+    folder, images = cached_images
+    seen = {}
+    monkeypatch.setattr(
+        train_stage, "train", lambda stage, config, model, dataset, out, **options: seen.update(model=model)
+    )
+    settings = {"study.size": 32, "study.views": 0, "study.training.balance": "weights"}
+    train_stage.fit("study", load_preset("small", settings), images, folder, None, tmp_path)
+    assert seen["model"].label_weights.tolist() == pytest.approx([7 / 8, 7 / 8, 7 / 8, 7 / 4])

@@ -1,0 +1,64 @@
+"""The command `siimcovid VERB`: finds the verb's file in `siimcovid.apps.commands` and runs it.
+
+Exit codes: 0 done, 1 the verb's own "no" (a submission that is not valid), 2 bad input, said in one sentence.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from siimcovid import __version__
+from siimcovid.core.errors import InputError
+
+#: verb -> one line of help; the verb's code is `commands/<verb>_command.py`.
+VERBS = {
+    "synthetic": "write a synthetic demo competition",
+    "index": "join a competition folder's CSVs and DICOM headers into one table",
+    "prepare": "turn a competition's DICOMs into upright 8-bit images",
+    "weights": "import, list and verify offline weights",
+    "train": "train one stage",
+    "search": "train a stage with many settings and compare them",
+    "crossval": "train on all folds but one in turn and score the images left out",
+    "fit-ensemble": "fit on a cross-validation how answers are combined",
+    "ablate": "compare the system with each of its parts off and on",
+    "validate": "check a submission's format",
+    "scoreboard": "show a run's scoreboard",
+    "report": "write a page of a run's figures, tables and images",
+    "doctor": "say what is missing to submit, to train or to change the code",
+    "serve": "serve the web page",
+    "bench": "measure speed beside the plain way",
+    "kaggle": "build the datasets and the kernel for Kaggle, try them at home, upload them",
+    "score": "score a submission with the competition's metric",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(prog="siimcovid", description=__doc__.split(":")[0])
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    chosen = next((a for a in arguments if a in VERBS), None)
+    for name, summary in VERBS.items():
+        verb = verbs.add_parser(name, help=summary, description=summary)
+        if name == chosen:  # only the verb that runs is imported
+            _command(name).add_arguments(verb)
+    args = parser.parse_args(arguments)
+    try:
+        return _command(args.verb).run(args) or 0
+    except InputError as error:
+        print(f"siimcovid {args.verb}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `siimcovid … | head` is no error
+        sys.stderr.close()
+        return 0
+
+
+def _command(verb: str) -> ModuleType:
+    return importlib.import_module(f"siimcovid.apps.commands.{verb.replace('-', '_')}_command")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,70 @@
+"""`siimcovid ablate`: each part of the system off and on, on synthetic competitions and on folders with answers.
+
+Several processes, on several machines, may share OUT: each takes a competition that no other is training on.
+"""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("--out", type=Path, required=True, help="folder for images, models and tables; may be shared")
+    parser.add_argument("--weights", type=Path, help="folder of weights to start from; random ones without it")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2], help="of synthetic competitions (0 1 2)")
+    parser.add_argument("--train-studies", type=int, default=180, help="of each (default 180)")
+    parser.add_argument("--test-studies", type=int, default=120, help="of each (default 120)")
+    parser.add_argument(
+        "--data",
+        nargs="*",
+        type=Path,
+        default=[],
+        help="competition folders with answers beside them: the plain system and all that is kept are compared there",
+    )
+    parser.add_argument("--preset", default="small", help="small (default) or full")
+    parser.add_argument("--folds", type=int, default=3, help="for fitted numbers and the fold ensemble (default 3)")
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="override")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train what is not trained yet, write and print ablation.csv and ablation.md, write ensemble.json; 1 while
+    others still train."""
+    from siimcovid.apps.ablation import ablation_experiment, ablation_table
+    from siimcovid.apps.commands.search_command import refuse_launch
+    from siimcovid.core.files import atomic_path, write_json, write_text
+    from siimcovid.core.overrides import read_settings
+    from siimcovid.core.presets import load_preset
+    from siimcovid.inference.fit_ensemble import NOTHING
+
+    refuse_launch("several `siimcovid ablate` on the same --out")
+    preset = load_preset(args.preset, read_settings(args.settings))
+    plan = ablation_experiment.Plan(
+        tuple(args.seeds), args.train_studies, args.test_studies, tuple(args.data), args.folds
+    )
+    trainers = ablation_experiment.train(plan, preset, args.weights, args.out)
+    if trainers is None:
+        print("other processes are still training; call again when they have ended")
+        return 1
+    found = ablation_table.rows(trainers, ablation_experiment.DETECTORS, ablation_experiment.compared(plan))
+    with atomic_path(args.out / "ablation.csv") as temporary:
+        found.to_csv(temporary, index=False)
+    parts = ablation_experiment.parted(plan, found)
+    alone = ablation_table.singles(trainers, ablation_experiment.DETECTORS)
+    text = "\n\n".join(
+        [
+            "Gains, over competitions: mean ± standard deviation",
+            *map(ablation_table.gains, parts),
+            "Average precisions off and on",
+            *map(ablation_table.off_and_on, parts),
+            "Opacity AP of each detector alone, and of the plain and of the whole ensemble",
+            ablation_table.beside_singles(alone, found),
+        ]
+    )
+    text += "\n"
+    write_text(args.out / "ablation.md", text)
+    print(text)
+    if plan.seeds:
+        numbers = {**NOTHING, **ablation_table.fit_everywhere(trainers, ablation_experiment.compared(plan))}
+        write_json(args.out / "ensemble.json", numbers)
+        print(f"numbers fitted on all of these competitions: {args.out / 'ensemble.json'}")
+    return 0

@@ -1,0 +1,31 @@
+"""`siimcovid prepare [COMPETITION] --out CACHE`: a competition's DICOMs as upright 8-bit pictures, made once."""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "competition", nargs="?", metavar="COMPETITION", help="competition folder (default: found below /kaggle)"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="CACHE", help="folder for the pictures")
+    parser.add_argument("--size", type=int, default=1024, help="longer side in pixels (default: 1024)")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each processor)")
+
+
+def run(args: argparse.Namespace) -> int:
+    import pandas as pd
+
+    from siimcovid.core.paths import find_competition
+    from siimcovid.core.tables import some
+    from siimcovid.data.competition import load
+    from siimcovid.data.dicom_headers import IMAGE_COLUMNS
+    from siimcovid.data.image_cache import prepare
+
+    no_headers = pd.DataFrame(columns=list(IMAGE_COLUMNS))  # only ids and paths are needed: spares opening every file
+    images = load(find_competition(args.competition), headers=no_headers).images
+    failures = prepare(images, args.out, args.size, args.workers)
+    print(f"{args.out}: {len(images) - len(failures):,} images of {len(images):,}")
+    if len(failures):
+        print(f"{args.out / 'failures.csv'}: {len(failures):,} cannot be read ({some(list(failures['image_id']))})")
+    return 0

@@ -1,0 +1,80 @@
+"""`siimcovid train STAGE`: train one stage on the folder of one of the three data sets.
+
+In several processes (`torchrun --nproc_per_node 2 -m siimcovid train …`) they share the images and the gradient.
+"""
+
+import argparse
+from pathlib import Path
+
+from siimcovid.core.configuration import STAGES
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder of the competition, of RSNA's or of NIH's images"
+    )
+    parser.add_argument("--weights", type=Path, help="folder of weights to start from; random ones without it")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint and its metrics")
+    parser.add_argument("--cache", type=Path, help="folder for the prepared images (default OUT/cache)")
+    parser.add_argument("--preset", default="full", help="full (default) or small")
+    parser.add_argument("--fold", type=int, help="hold this fold of the patients out and keep the best epoch on it")
+    parser.add_argument("--hours", type=float, help="start no epoch that would end later than this")
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="override")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prepare the images that are not prepared yet, train, draw the learning curves, print what was done."""
+    import json
+    import sys
+    import time
+
+    from siimcovid.core.overrides import override, read_settings
+    from siimcovid.core.presets import load_preset
+    from siimcovid.core.processes import launched_as
+    from siimcovid.data import dataset_readers
+    from siimcovid.models import weights_folder
+    from siimcovid.reporting import figures
+    from siimcovid.training import train_stage
+
+    started = time.monotonic()
+    kind = dataset_readers.kind_of(args.data, args.stage)
+    settings = read_settings(args.settings)
+    if args.fold is not None:
+        settings |= {"fold": args.fold, f"{args.stage}.training.validate": True}
+    preset = load_preset(args.preset)
+    if (args.stage, kind) == ("yolo", "rsna"):
+        preset = override(preset, {"yolo.training.epochs": preset.yolo.rsna_epochs})
+    preset = override(preset, settings)
+    images, problems = dataset_readers.read(args.data, kind)
+    state = launched_as()
+    folder = args.cache or args.out / "cache"
+    failures = train_stage.prepare(images, folder, preset.cache_size)
+    if state.is_main_process:
+        print(*problems, sep="\n", end="\n" if problems else "", file=sys.stderr)
+        if len(failures):
+            print(f"{len(failures)} images could not be read, see {folder / 'failures.csv'}", file=sys.stderr)
+    prepared_images = images[~images["image_id"].isin(failures["image_id"])]
+    hours = float("inf") if args.hours is None else args.hours
+    path = train_stage.fit(
+        args.stage,
+        preset,
+        prepared_images,
+        folder,
+        args.weights,
+        args.out,
+        lambda seconds: time.monotonic() - started + seconds < hours * 3600,
+    )
+    if state.is_main_process:
+        weights_folder.register_trained(path, args.stage, preset, args.data.resolve().name)
+        figures.learning_curves(args.out).savefig(args.out / "learning_curves.png", dpi=110)
+        start = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["start"]
+        if start["file"]:
+            print(
+                f"started from {start['file']}: {start['taken']} tensors taken, {len(start['left'])} left as they were"
+            )
+        else:
+            print("started from random weights")
+        print(path)
+    return 0

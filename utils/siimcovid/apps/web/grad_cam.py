@@ -1,0 +1,50 @@
+"""Where the study model looked: Grad-CAM (Selvaraju et al. 2017) by captum, as a translucent picture.
+
+The backbone's last maps were computed for the prediction anyway. Grad-CAM needs the gradient from the study label's
+logit back to them, which is the head's alone: so a heat map costs next to nothing.
+"""
+
+import cv2
+import numpy as np
+import torch
+from captum.attr import LayerGradCam
+from torch import Tensor, nn
+
+#: Side in pixels of the picture; the browser stretches it over the image. The map itself has about ten.
+SIDE = 160
+
+
+class Tail(nn.Module):
+    """What follows the backbone of a Study: maps (1, C, h, w) -> logits (1, 4)."""
+
+    def __init__(self, head: nn.Module):
+        super().__init__()
+        self.maps, self.head = nn.Identity(), head
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.head(self.maps(maps).mean(dim=(2, 3)))
+
+
+def grad_cam(head: nn.Module, maps: Tensor, study_label: int) -> np.ndarray:
+    """How much each place of `maps` (1, C, h, w) speaks for `study_label`: (h, w), 0 to 1, the highest 1; or 0
+    everywhere."""
+    tail = Tail(head)
+    with torch.enable_grad():
+        heat = LayerGradCam(tail, tail.maps).attribute(maps.clone(), target=study_label, relu_attributions=True)
+    heat = heat[0, 0].detach().float().cpu().numpy()
+    return heat / max(float(heat.max()), np.finfo(np.float32).tiny)
+
+
+def as_picture(heat: np.ndarray, seen: float = 1.0) -> bytes:
+    """A PNG with transparency, to be stretched over the whole image: nothing where heat is 0, bright where it is 1.
+
+    heat: (h, w), 0 to 1. seen: the middle share of each of the image's sides that the model saw (a centre crop).
+    """
+    inner = round(SIDE * seen)
+    margin = (SIDE - inner) // 2
+    whole = np.zeros((SIDE, SIDE), np.float32)
+    smooth = cv2.resize(heat.astype(np.float32), (inner, inner), interpolation=cv2.INTER_CUBIC).clip(0, 1)
+    whole[margin : margin + inner, margin : margin + inner] = smooth
+    colours = cv2.applyColorMap((whole * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
+    opacity = (np.minimum(whole * 1.5, 1) * 160).astype(np.uint8)
+    return cv2.imencode(".png", np.dstack([colours, opacity]))[1].tobytes()

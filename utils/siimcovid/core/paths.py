@@ -1,0 +1,101 @@
+"""The one place that finds input folders: given by hand, or by their marker files below Kaggle's mounts.
+
+Kaggle mounts inputs as `/kaggle/input/<slug>`, `/kaggle/input/competitions/<slug>` or
+`/kaggle/input/datasets/<owner>/<slug>`, and has changed its mind before, so a folder is known by what lies in it.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from siimcovid.core.errors import InputError
+from siimcovid.core.tables import find_table
+
+KAGGLE_INPUT = Path("/kaggle/input")
+COMPETITION_SLUG = "siim-covid19-detection"
+SEARCH_DEPTH = 4  # datasets/<owner>/<slug>, and one folder more where an archive was unpacked into a folder of its own
+SEARCH_WIDTH = 200  # a folder with more folders in it is data, not a shelf of inputs
+DATA_FOLDERS = {"train", "test", "images"}
+
+
+def is_competition(folder: Path | str) -> bool:
+    """Whether `folder` holds sample_submission.csv, and with it train_image_level.csv, train/ or test/."""
+    folder = Path(folder)
+    return find_table(folder, "sample_submission.csv") is not None and (
+        find_table(folder, "train_image_level.csv") is not None
+        or (folder / "test").is_dir()
+        or (folder / "train").is_dir()
+    )
+
+
+def is_weights(folder: Path | str) -> bool:
+    """Whether `folder` holds offline weights: manifest.json, written by `siimcovid weights`, beside .safetensors."""
+    folder = Path(folder)
+    return (folder / "manifest.json").is_file() and any(folder.glob("*.safetensors"))
+
+
+def find_competition(explicit: Path | str | None = None, root: Path | str = KAGGLE_INPUT) -> Path:
+    """The competition folder: `explicit` where it is given, else the one below `root`.
+
+    Of several below `root` the one named as the competition's slug is taken; without it they are an InputError, as are
+    none at all and an `explicit` that is no competition folder.
+    """
+    if explicit:
+        return _checked(explicit, is_competition, "competition folder", "sample_submission.csv and train/ or test/")
+    found = _search(Path(root), is_competition)
+    named = [folder for folder in found if folder.name == COMPETITION_SLUG]
+    return _only(
+        named or found,
+        f"no competition folder below {root}: attach the competition {COMPETITION_SLUG} to the notebook, or name "
+        "the folder that holds sample_submission.csv and train/ or test/",
+        "competition folders",
+    )
+
+
+def find_weights(explicit: Path | str | None = None, root: Path | str = KAGGLE_INPUT) -> Path:
+    """The folder of offline weights: `explicit` where it is given, else the only one below `root`; else InputError."""
+    if explicit:
+        return _checked(explicit, is_weights, "folder of weights", "manifest.json and .safetensors files")
+    return _only(
+        _search(Path(root), is_weights),
+        f"no weights below {root}: attach the dataset with manifest.json and .safetensors files, or name a folder "
+        "that `siimcovid weights` or a training run wrote",
+        "folders of weights",
+    )
+
+
+def _checked(folder: Path | str, marked: Callable[[Path], bool], kind: str, marker: str) -> Path:
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"no folder {folder}: give the {kind}, which holds {marker}")
+    if not marked(folder):
+        raise InputError(f"{folder} is no {kind}: give the folder that holds {marker}")
+    return folder
+
+
+def _only(found: list[Path], absent: str, kind: str) -> Path:
+    if not found:
+        raise InputError(absent)
+    if len(found) > 1:
+        raise InputError(f"several {kind} ({', '.join(map(str, found))}): name the one to use")
+    return found[0]
+
+
+def _search(root: Path, marked: Callable[[Path], bool]) -> list[Path]:
+    """Marked folders in `root` and at most SEARCH_DEPTH below it, sorted; what lies inside a marked one is not read."""
+    found, level = [], [root] if root.is_dir() else []
+    for depth in range(SEARCH_DEPTH + 1):
+        found += [folder for folder in level if marked(folder)]
+        if depth < SEARCH_DEPTH:
+            level = [inner for folder in level if not marked(folder) for inner in _shelves(folder)]
+    return sorted({folder.resolve(): folder for folder in sorted(found, reverse=True)}.values())  # a link counts once
+
+
+def _shelves(folder: Path) -> list[Path]:
+    """The folders inside `folder` in which inputs may lie: none where there are too many, and no image folders."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [e.name for e in entries if e.is_dir() and not e.name.startswith(".")]
+    except OSError:  # a mount that may not be listed holds nothing that could be read
+        return []
+    return [] if len(names) > SEARCH_WIDTH else sorted(folder / name for name in names if name not in DATA_FOLDERS)

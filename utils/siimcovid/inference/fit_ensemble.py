@@ -1,0 +1,320 @@
+"""The numbers by which answers are combined, fitted on images that the models did not see.
+
+In: a `ModelOutputs` of out-of-fold predictions (crossval.py), the index with the truth of these images, and the fold of
+each. Out: the overrides of a preset, `fusion.…` and `late_fusion.…`, and a table of what each item was worth.
+
+Items are fitted one after the other, each on top of those that were kept. To tell whether an item helps it is fitted
+without each fold in turn and tried on that fold, so no number is judged by images that it was fitted on; an item that
+does not raise the mean of the six classes is left off. Only what is kept is fitted on all images in the end.
+
+    calibration   each detector's scores by the odds that its boxes are hits: a logistic regression (Platt 1999)
+    fusion        the detectors' weights, the IoU of fusion and that of suppression, a search one after the other
+    none          a logistic regression on the detectors' highest scores and the study model's outputs
+    study labels        what the detectors found is held against the study labels: a logistic regression, counts and a
+                        search
+    opacity       the exponents of `none` and of `negative` by which boxes are rescored, a search
+"""
+
+import itertools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_predict
+
+from siimcovid.core.configuration import Preset
+from siimcovid.core.errors import InputError
+from siimcovid.core.files import write_json
+from siimcovid.core.labels import STUDY_LABELS
+from siimcovid.core.overrides import override
+from siimcovid.evaluation.mean_average_precision import match, study_precisions
+from siimcovid.evaluation.table_scores import against, class_scores, opacity_score, true_study_labels
+from siimcovid.inference.ensemble import (
+    EnsemblePrediction,
+    ModelOutputs,
+    combine,
+    ensemble,
+    image_none,
+    laterality_evidence,
+    logits,
+    none_evidence,
+    rescore_boxes,
+    weigh_by_laterality,
+)
+from siimcovid.inference.predictor import study_probabilities
+from siimcovid.models import weights_folder
+from siimcovid.models.checkpoints import stage_of
+
+#: The file of fitted numbers in a weights folder: overrides of the preset, as JSON.
+FILE = "ensemble.json"
+
+#: Overrides by which nothing crosses and scores stay as they are: what is fitted starts from these.
+NOTHING: Mapping[str, Any] = {
+    "fusion.calibration": [],
+    "late_fusion.none": [],
+    "late_fusion.laterality": [],
+    "late_fusion.label_laterality": [],
+    "late_fusion.opacity_none": 0.0,
+    "late_fusion.opacity_negative": 0.0,
+}
+
+#: What the searches try.
+WEIGHTS = (0.25, 0.5, 0.7, 1.0, 1.5, 2.0, 4.0)
+IOUS = (0.4, 0.45, 0.5, 0.55, 0.6, 0.65)
+NMS_IOUS = (0.3, 0.4, 0.5, 0.6)
+EXPONENTS = (0.0, 0.15, 0.3, 0.5, 0.75, 1.0)
+POWERS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.5)
+
+#: Gain in the mean of the six classes from which an item is kept; what is less is chance.
+LEAST = 0.001
+
+#: Parts of the images, each foretold without it where a search would otherwise believe a regression too much.
+PARTS = 5
+
+#: Inverse strength of the penalty of the logistic regressions: few images against a handful of numbers.
+PENALTY = 0.3
+
+
+def fit_calibration(outputs: ModelOutputs, images: pd.DataFrame, preset: Preset) -> dict[str, Any]:
+    """Slope and intercept of each detector's logits, by whether a box is a hit; 1 and 0 where it had no hit or miss."""
+    numbers: list[float] = []
+    for detector in preset.fusion.detectors:
+        scores, hits = [], []
+        for model_name in (model_name for model_name in outputs.seen if stage_of(model_name) == detector):
+            matches = match(*against(outputs.detections[outputs.detections["model"] == model_name], images))
+            scores.append(matches.confidence)
+            hits.append(matches.hit)
+        score, hit = (np.concatenate([*parts, []]) for parts in (scores, hits))
+        if hit.all() or not hit.any():
+            numbers += [1.0, 0.0]
+            continue
+        model = LogisticRegression(C=PENALTY * 100).fit(logits(score)[:, None], hit.astype(bool))
+        numbers += [max(0.05, float(model.coef_[0, 0])), float(model.intercept_[0])]
+    return {"fusion.calibration": _rounded(numbers)}
+
+
+def fit_fusion(outputs: ModelOutputs, images: pd.DataFrame, preset: Preset) -> dict[str, Any]:
+    """The detectors' weights, the IoU of fusion and of suppression: two rounds of searching one after the other."""
+    chosen: dict[str, Any] = {}
+    best = opacity_score(ensemble(outputs, preset.fusion), images)
+
+    def try_all(candidates: list[dict[str, Any]]) -> None:
+        nonlocal chosen, best
+        for candidate in candidates:
+            changed = override(preset, {**chosen, **candidate})
+            score = opacity_score(ensemble(outputs, changed.fusion), images)
+            if score > best + 1e-6:
+                best, chosen = score, {**chosen, **candidate}
+
+    detectors = len(preset.fusion.detectors)
+    for _ in range(2):
+        for place in range(1, detectors):  # the first one's weight is the unit
+            base = list(chosen.get("fusion.weights", preset.fusion.weights))
+            base = [value / base[0] for value in base]
+            try_all([{"fusion.weights": [*base[:place], value, *base[place + 1 :]]} for value in WEIGHTS])
+        try_all([{"fusion.iou": value} for value in IOUS])
+        try_all([{"fusion.nms_iou": value} for value in NMS_IOUS])
+    return chosen
+
+
+def fit_none(outputs: ModelOutputs, images: pd.DataFrame, preset: Preset) -> dict[str, Any]:
+    """The logistic regression of `combine.image_none`, on the images of which every model said something."""
+    evidence = none_evidence(outputs, preset.fusion)
+    used = [name for name in evidence if evidence[name].notna().any()]
+    rows = evidence[used].dropna()
+    empty = images.set_index("image_id")["boxes"].map(len).reindex(rows.index) == 0
+    if rows.empty or empty.nunique() < 2:
+        return {}
+    model = LogisticRegression(C=PENALTY).fit(rows.to_numpy(), empty.to_numpy())
+    weight = dict(zip(used, model.coef_[0], strict=True))
+    return {"late_fusion.none": _rounded([model.intercept_[0], *(weight.get(name, 0.0) for name in evidence)])}
+
+
+def fit_laterality(outputs: ModelOutputs, images: pd.DataFrame, preset: Preset) -> dict[str, Any]:
+    """The numbers of `combine.weigh_by_laterality`: a logistic regression on images that were annotated; the
+    frequencies of their sides at each study label (half an image more everywhere, so that nothing is impossible); and
+    the power that makes the study labels' mean average precision highest. The power is searched with sides that a
+    regression without the image foretold (cross_val_predict), since one that has seen it is surer than it will ever be,
+    and leaves the study
+    model no say."""
+    boxes = ensemble(outputs, preset.fusion)
+    none = image_none(outputs, boxes, preset)
+    evidence = laterality_evidence(boxes, none)
+    known = images.set_index("image_id").reindex(evidence.index)
+    known = known[known["annotated"].astype(bool)]
+    affected = known["boxes"].map(affected_sides).astype(int)
+    if affected.value_counts().reindex([0, 1, 2], fill_value=0).min() < PARTS:
+        return {}
+    model, given = LogisticRegression(C=PENALTY, max_iter=2000), evidence.loc[known.index].to_numpy()
+    out_of_fold = pd.DataFrame(
+        cross_val_predict(model, given, affected.to_numpy(), cv=PARTS, method="predict_proba"), index=known.index
+    )
+    model.fit(given, affected.to_numpy())
+    counts = (
+        pd.crosstab(known["study_label"], affected).reindex(index=list(STUDY_LABELS), columns=[0, 1, 2], fill_value=0)
+        + 0.5
+    )
+    ratios = counts.div(counts.sum(axis=1), axis=0) / (counts.sum() / counts.to_numpy().sum())
+    weights = np.column_stack([model.intercept_, model.coef_])
+    numbers = {"late_fusion.laterality": _rounded(weights.ravel())}
+    numbers |= {"late_fusion.label_laterality": _rounded(ratios.to_numpy().ravel())}
+    study_probs, truth = study_probabilities(outputs.study_probs), true_study_labels(images)
+
+    def score(changes: dict[str, Any]) -> float:
+        changed = weigh_by_laterality(study_probs, out_of_fold, outputs, override(preset, changes).late_fusion)
+        return study_precisions(changed, truth)["mean"]
+
+    return _best([{**numbers, "late_fusion.label_power": power} for power in POWERS], score)
+
+
+def affected_sides(boxes: Sequence[Sequence[float]]) -> int:
+    """In how many halves of an image the centres of its boxes lie: 0, 1 or 2."""
+    return len({x1 + x2 < 1 for x1, _, x2, _ in boxes})
+
+
+def fit_opacity(outputs: ModelOutputs, images: pd.DataFrame, preset: Preset) -> dict[str, Any]:
+    """The exponents by which boxes are rescored."""
+    boxes = ensemble(outputs, preset.fusion)
+    none = image_none(outputs, boxes, preset)
+    candidates = [
+        {"late_fusion.opacity_none": a, "late_fusion.opacity_negative": b}
+        for a, b in itertools.product(EXPONENTS, EXPONENTS)
+    ]
+    return _best(
+        candidates,
+        lambda c: opacity_score(rescore_boxes(boxes, none, outputs, override(preset, c).late_fusion), images),
+    )
+
+
+def _best(candidates: list[dict[str, Any]], score: Callable[[dict[str, Any]], float]) -> dict[str, Any]:
+    """The candidate with the highest score, the first among equals."""
+    scores = [score(candidate) for candidate in candidates]
+    return candidates[int(np.nanargmax(scores))] if np.isfinite(scores).any() else {}
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [round(float(value), 4) for value in values]
+
+
+Fit = Callable[[ModelOutputs, pd.DataFrame, Preset], dict[str, Any]]
+
+#: What is fitted, in this order: each stands on those before it.
+ITEMS: dict[str, Fit] = {
+    "calibration": fit_calibration,
+    "fusion": fit_fusion,
+    "none": fit_none,
+    "laterality": fit_laterality,
+    "opacity": fit_opacity,
+}
+
+
+def part(outputs: ModelOutputs, image_ids: set[str]) -> ModelOutputs:
+    """What was said of some of the images."""
+
+    def of(table: pd.DataFrame) -> pd.DataFrame:
+        return table[table["image_id"].isin(image_ids)]
+
+    seen = {
+        model_name: [image for image in images if image in image_ids] for model_name, images in outputs.seen.items()
+    }
+    return ModelOutputs(of(outputs.images), of(outputs.detections), seen, of(outputs.study_probs))
+
+
+def join(answers: Sequence[EnsemblePrediction]) -> EnsemblePrediction:
+    """Answers to different images as one."""
+    return EnsemblePrediction(
+        pd.concat([prediction.detections for prediction in answers], ignore_index=True),
+        pd.concat([prediction.none for prediction in answers]),
+        pd.concat([prediction.study_probs for prediction in answers], ignore_index=True),
+    )
+
+
+def fit(
+    outputs: ModelOutputs,
+    images: pd.DataFrame,
+    folds: Mapping[str, int],
+    preset: Preset,
+    items: Sequence[str] = tuple(ITEMS),
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Fit a preset's combination on out-of-fold predictions.
+
+    Args:
+        said: of every image by models that did not see its patient.
+        images: the index's rows of these images.
+        folds: image id -> the fold that held it out.
+        preset: where to start from, usually with NOTHING; what no item sets stays.
+        items: of ITEMS, in its order.
+
+    Returns:
+        The overrides, and a table with a row for the preset as it came and for each item: average precisions of images
+        that the numbers were not fitted on, "gain" in the mean, and "kept".
+
+    Raises:
+        InputError: fewer than two folds, or an unknown item.
+    """
+    if unknown := set(items) - set(ITEMS):
+        raise InputError(f"no item {', '.join(sorted(unknown))} to fit; choose of {', '.join(ITEMS)}")
+    numbers = sorted({folds[name] for name in outputs.images["image_id"]})
+    if len(numbers) < 2:
+        raise InputError("a combination is fitted without each fold in turn: it needs images of at least two folds")
+    held_out = {k: {name for name in outputs.images["image_id"] if folds[name] == k} for k in numbers}
+    every = set(outputs.images["image_id"])
+    test = {k: part(outputs, ids) for k, ids in held_out.items()}
+    rest = {k: part(outputs, every - ids) for k, ids in held_out.items()}
+    images = images[images["image_id"].isin(every)]
+
+    fitted: dict[int, dict[str, Any]] = {k: {} for k in numbers}  # without that fold
+    whole: dict[str, Any] = {}
+
+    def scores(of_fold: Mapping[int, Mapping[str, Any]]) -> dict[str, float]:
+        return class_scores(join([combine(test[k], override(preset, of_fold[k])) for k in numbers]), images)
+
+    before = scores(fitted)
+    rows = [{"item": "as it came", **before, "gain": np.nan, "kept": True}]
+    for item in (item for item in ITEMS if item in items):
+        candidate = {
+            k: {
+                **fitted[k],
+                **ITEMS[item](rest[k], images[~images["image_id"].isin(held_out[k])], override(preset, fitted[k])),
+            }
+            for k in numbers
+        }
+        after = scores(candidate)
+        gain = after["mean"] - before["mean"]
+        rows.append({"item": item, **after, "gain": gain, "kept": bool(gain > LEAST)})
+        if gain > LEAST:
+            fitted, before = candidate, after
+            whole |= ITEMS[item](outputs, images, override(preset, whole))
+    return whole, pd.DataFrame(rows).set_index("item")
+
+
+def write(folder: Path, overrides: Mapping[str, Any], preset: Preset, data: str) -> Path:
+    """Write the fitted numbers into a weights folder and enter them into its manifest."""
+    path = Path(folder) / FILE
+    write_json(path, dict(overrides))
+    weights_folder.register(
+        path,
+        stage="combination",
+        architecture=", ".join(preset.fusion.detectors),
+        source=f"fitted by siimcovid on out-of-fold predictions of {data}",
+        licence="GPL-3.0",
+        preset=preset.name,
+    )
+    return path
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The fitted numbers of a weights folder, {} where it has none. Raises InputError where they are damaged."""
+    if FILE not in weights_folder.read_manifest(folder):
+        return {}
+    try:
+        numbers = json.loads(weights_folder.verified(folder, FILE).read_text(encoding="utf-8"))
+        if not all(key.startswith(("fusion.", "late_fusion.")) for key in numbers):
+            raise ValueError("it sets other than fusion and late_fusion")
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{folder}/{FILE} is damaged ({error}); fit it again with `siimcovid fit-ensemble`") from None
+    return numbers

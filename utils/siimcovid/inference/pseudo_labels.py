@@ -1,0 +1,46 @@
+"""Pseudo-labels: test images that were answered surely, as further images to train the detectors on.
+
+In: what all models say together of the test images (combine.py). Out: rows of the index, and detectors trained further
+on them and the train images. Only detectors learn from them: the study model would learn its own opinion, and a fold
+that is held out never holds a test image.
+"""
+
+import pandas as pd
+
+from siimcovid.core.configuration import Preset, PseudoLabelConfig
+from siimcovid.core.overrides import override
+from siimcovid.inference.ensemble import EnsemblePrediction
+
+CORNERS = ["x1", "y1", "x2", "y2"]
+
+
+def label(prediction: EnsemblePrediction, test: pd.DataFrame, config: PseudoLabelConfig) -> pd.DataFrame:
+    """The rows of the index's test images whose answer is sure, as train images with the answer for their truth.
+
+    An image with confidence `config.none` or more in `none` is empty; one with 1 - config.none or less has the boxes of
+    score `config.score` or more, if there are any; the rest are left out.
+    """
+    none = prediction.none.reindex(test["image_id"]).to_numpy(dtype=float)
+    sure = prediction.detections[prediction.detections["score"] >= config.score]
+    boxes = {name: part[CORNERS].to_numpy().tolist() for name, part in sure.groupby("image_id", sort=False)}
+    empty = none >= config.none
+    found = [[] if clear else boxes.get(name, []) for clear, name in zip(empty, test["image_id"], strict=True)]
+    full = (none <= 1 - config.none) & pd.Series(found, dtype=object).map(len).to_numpy(dtype=bool)
+    taken = test.assign(boxes=pd.Series(found, index=test.index, dtype=object), split="train", study_label=None)
+    return taken.assign(annotated=True)[empty | full]
+
+
+def further(stage: str, preset: Preset, images: pd.DataFrame, labelled: pd.DataFrame) -> tuple[Preset, pd.DataFrame]:
+    """The preset and the images to train a detector with once more: its train images in `images`, and those of `label`.
+
+    It is to start from what it was trained to (stages.fit's `start`), and its last epoch is kept.
+    """
+    training, config = getattr(preset, stage).training, preset.pseudo
+    changes = {
+        "epochs": config.epochs,
+        "learning_rate": training.learning_rate * config.learning_rate,
+        "validate": False,
+        "patience": 0,
+    }
+    changed = override(preset, {f"{stage}.training.{key}": value for key, value in changes.items()})
+    return changed, pd.concat([images[images["split"] == "train"], labelled], ignore_index=True)

@@ -1,0 +1,131 @@
+"""Builds the three datasets and the kernel's folder, each beside its place and then moved in whole.
+
+In:  the repository (package, notebook, kernel-metadata.json, requirements.lock), a weights folder, the owner's name.
+Out: `<out>/code`, `weights`, `wheels` and `kernel`, flat folders that Kaggle's client can upload as they are.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import siimcovid
+from siimcovid.core.errors import InputError
+from siimcovid.core.files import write_json
+from siimcovid.kaggle import CODE_ARCHIVE, KERNEL, SLUGS, wheels_dataset
+from siimcovid.kaggle import weights_dataset as weights_bundle
+from siimcovid.kaggle.code_dataset import write_code
+from siimcovid.kaggle.kaggle_metadata import DATASET_FILE, KERNEL_FILE, dataset_metadata, kernel_metadata
+from siimcovid.kaggle.kernel_folder import write_kernel
+
+PACKAGE = Path(siimcovid.__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Repository:
+    """The files of the repository that go into the bundles."""
+
+    root: Path = PACKAGE.parents[1]
+    package: Path = PACKAGE
+
+    @property
+    def notebook(self) -> Path:
+        return self.root / "notebooks" / "siim_covid19.ipynb"
+
+    @property
+    def kernel_template(self) -> Path:
+        return self.root / KERNEL_FILE
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "requirements.lock"
+
+    @property
+    def licence(self) -> Path:
+        return self.root / "LICENSE"
+
+    def check(self) -> None:
+        """Raise InputError where the package does not lie in its repository."""
+        for path in (self.notebook, self.kernel_template, self.lock, self.licence):
+            if not path.is_file():
+                raise InputError(f"{path} is missing: the bundles are built in a clone of the repository")
+
+
+def build(
+    out: Path,
+    owner: str,
+    weights: Path,
+    bundles: Sequence[str] = (*SLUGS, KERNEL),
+    repository: Repository | None = None,
+    pythons: Sequence[str] = wheels_dataset.PYTHONS,
+) -> list[str]:
+    """Build these bundles into `out`; returns a line with the size of each.
+
+    What can be wrong is looked at before anything is written or downloaded.
+    """
+    repository = repository or Repository()
+    repository.check()
+    kernel_metadata(repository.kernel_template, owner, repository.notebook.name)
+    pins = wheels_dataset.read_pins(repository.lock)
+    if {"weights", KERNEL} & set(bundles):
+        weights_bundle.verify(weights)
+        parameters = weights_bundle.kernel_parameters(weights)
+    for bundle in bundles:
+        if bundle == "wheels" and wheels_dataset.is_current(out / bundle, pins, pythons):
+            write_json(out / bundle / DATASET_FILE, dataset_metadata(bundle, owner))
+            continue
+        with assembled(out / bundle) as folder:
+            if bundle == "code":
+                write_code(repository.package, folder / CODE_ARCHIVE, repository.licence)
+            elif bundle == "weights":
+                weights_bundle.write_weights(weights, folder)
+            elif bundle == "wheels":
+                wheels_dataset.gather(pins, folder, pythons)
+            else:
+                write_kernel(repository.notebook, repository.kernel_template, owner, parameters, folder)
+            if bundle in SLUGS:
+                write_json(folder / DATASET_FILE, dataset_metadata(bundle, owner))
+    return [size_line(out / bundle) for bundle in bundles]
+
+
+@contextmanager
+def assembled(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `folder`; on success it takes its place, on error `folder` stays as it was."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    old = new.with_name(f"{new.name}.old")
+    try:
+        yield new
+        inner = [path.name for path in new.iterdir() if path.is_dir()]
+        if inner:
+            raise InputError(f"{folder} would hold the subfolders {inner}, which Kaggle's client skips")
+        new.chmod(0o755)
+        if folder.exists():
+            os.replace(folder, old)
+        try:
+            os.replace(new, folder)
+        except OSError:
+            if old.exists():
+                os.replace(old, folder)
+            raise
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def size_line(folder: Path) -> str:
+    """The folder's name, its number of files and their size."""
+    sizes = [path.stat().st_size for path in folder.iterdir()]
+    return f"{folder}: {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB"
+
+
+def missing_bundles(out: Path) -> list[str]:
+    """The bundles that are not built yet."""
+    return [
+        name
+        for name in (*SLUGS, KERNEL)
+        if not (out / name / (DATASET_FILE if name in SLUGS else KERNEL_FILE)).is_file()
+    ]

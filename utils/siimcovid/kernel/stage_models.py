@@ -1,0 +1,134 @@
+"""The trained models of a run: trained, found, verified, checked for numbers that are not finite, and kept in memory.
+
+In MODE finetune a stage's model is the one that this run trained; where that failed, and in MODE infer, the one in the
+weights folder.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from siimcovid.core.configuration import Preset
+from siimcovid.core.errors import InputError
+from siimcovid.core.files import atomic_path, link
+from siimcovid.core.labels import STUDY_LABELS
+from siimcovid.core.overrides import override
+from siimcovid.data import duplicates, folds
+from siimcovid.kernel.run import Run
+from siimcovid.kernel.time_budget import smaller_images
+from siimcovid.models import checkpoints, weights_folder
+from siimcovid.models.backbone import for_inference
+from siimcovid.models.checkpoints import stage_of
+from siimcovid.training import multi_gpu, train_stage
+
+
+def without(name: str) -> str:
+    """What is done without a model."""
+    if name == "study":
+        return "the train set's frequencies for every study"
+    return "the other models that can be used" if stage_of(name) == "study" else "the other detectors' boxes"
+
+
+def own(run: Run, name: str) -> Path:
+    """Where this run's training leaves a model: members of a fold ensemble but the first have a folder each."""
+    stage, _, number = name.partition(".")
+    folder = run.folder / "weights"
+    return (folder / f"member_{number}" if number else folder) / f"{stage}.safetensors"
+
+
+def member_images(run: Run, name: str) -> tuple[Preset, pd.DataFrame]:
+    """The preset and the images that a model is trained with: a fold ensemble's members without a fold of their own.
+
+    A stage that keeps the best epoch on a fold held out does so on the member's; another sees the rest of the images.
+    What counts is how many members there were to be when the stage's training began: its images stay, however many the
+    clock leaves of them, or a restart would train on others than before.
+    """
+    stage, _, number = name.partition(".")
+    members = run.plan.members_at_start.get(stage, run.plan.members)
+    if members == 1:
+        return run.preset, run.prepared_images
+    preset = override(run.preset, {"fold": int(number or 0), "folds": max(run.preset.folds, members)})
+    if getattr(preset, stage).training.validate:
+        return preset, run.prepared_images
+    known = run.prepared_images[
+        (run.prepared_images["split"] == "train") & run.prepared_images["study_label"].isin(STUDY_LABELS)
+    ]
+    copies = duplicates.find(known, run.cache) if preset.duplicates else []
+    return preset, folds.split(known, preset.fold, preset.folds, preset.seed, copies)[0]
+
+
+def offer(run: Run, name: str, path: Path) -> None:
+    """Enter a trained model into the manifest beside it; a member's file also goes, under its name, to the others."""
+    weights_folder.register_trained(path, stage_of(name), run.preset, run.source.name)
+    flat = run.folder / "weights" / f"{name}.safetensors"
+    if flat != path:
+        for end in (".safetensors", ".json"):
+            with atomic_path(flat.with_name(name + end)) as temporary:
+                link(path.with_suffix(end), temporary)
+        weights_folder.register_trained(flat, stage_of(name), run.preset, run.source.name)
+
+
+def fit(
+    run: Run,
+    name: str,
+    preset: Preset,
+    images: pd.DataFrame,
+    out: Path,
+    may_start_epoch: Callable[[float], bool],
+    start: Path | None = None,
+    step: str = "",
+) -> Path:
+    """Train a model for the run: stages.fit, in a process for each GPU where the machine has several.
+
+    start: the weights folder to start from, by default the run's. step: of the plan, by default the model's own.
+    """
+    start, stage = start or (run.weights if run.verify else None), stage_of(name)
+    if torch.cuda.device_count() > 1:  # those processes have clocks of their own, which are told when to stop
+        seconds = run.budget.left() - run.needed_after(step or f"fit {name}")
+        return multi_gpu.fit(stage, preset, images, run.cache, start, out, seconds)
+    return train_stage.fit(stage, preset, images, run.cache, start, out, may_start_epoch)
+
+
+def load(run: Run, name: str, path: Path | None = None) -> tuple[Any, nn.Module] | None:
+    """A model's configuration and the model for inference, loaded once; None where it can't be used, which is recorded.
+
+    name: a stage, or a member of its fold ensemble. path: the checkpoint that this run trained; without it the weights
+    folder's, which looks at images of the resolution that the plan leaves it.
+    """
+    if name not in run.models and name not in run.unusable:
+        run.unusable.add(name)
+        with run.recover(f"fit {name}", without(name)):
+            run.models[name] = (*read(path or given(run, name), stage_of(name)), path is None)
+            run.unusable.discard(name)
+    if name not in run.models:
+        return None
+    config, model, is_given = run.models[name]
+    if is_given and (scale := run.plan.scale.get(stage_of(name), 1.0)) < 1:
+        config = override(config, smaller_images(config, scale))
+    return config, model
+
+
+def given(run: Run, name: str) -> Path:
+    """A model's checkpoint in the weights folder, verified. Raises InputError where there is none."""
+    file = f"{name}.safetensors"
+    if run.weights is None:
+        raise InputError(f"there is no weights folder, so no {file}")
+    return weights_folder.verified(run.weights, file) if run.verify else run.weights / file
+
+
+def read(path: Path, stage: str) -> tuple[Any, nn.Module]:
+    """Read a checkpoint: the configuration, and the model made for inference.
+
+    Raises InputError where it is of another stage or holds a number that is not finite.
+    """
+    found, config, model = checkpoints.load(path)
+    if found != stage:
+        raise InputError(f"{path} holds stage {found}, not {stage}")
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise InputError(f"{path}: the weights {name} hold numbers that are not finite; train stage {stage} again")
+    return config, for_inference(model)

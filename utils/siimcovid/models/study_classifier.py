@@ -1,0 +1,123 @@
+"""The study classifier: a backbone's pooled features and two fully connected layers (report, section 3.4).
+
+In: a batch of data.py, images as square uint8 grey (or features that were computed before). Out: the loss, or logits of
+the four levels for each image, and where the configuration asks for it a fifth, that the image has no opacity.
+
+With `mask` an auxiliary head learns to draw the image's boxes from the backbone's map at stride 16, as the first places
+of the competition did; it serves training only.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from siimcovid.core.configuration import StudyConfig
+from siimcovid.core.errors import InputError
+from siimcovid.core.labels import STUDY_LABELS
+from siimcovid.models.backbone import build_backbone, normalise
+
+#: Place among a backbone's maps of the one that the boxes are drawn from: stride 16.
+MASK_STAGE = 3
+
+
+class Study(nn.Module):
+    """The classifier: `forward` gives the loss of a batch, `predict` the logits of its images."""
+
+    def __init__(self, config: StudyConfig):
+        super().__init__()
+        self.frozen = config.frozen
+        self.label_weights: Tensor | None = (
+            None  # (4,) of the study labels in the loss, set before training; None: equal
+        )
+        self.config = config
+        if config.mask and config.frozen:
+            raise InputError(
+                "study.mask teaches the backbone, which study.frozen=true does not let learn; set it false"
+            )
+        self.backbone = build_backbone(config.backbone)
+        width = self.backbone.channels[-1]
+        self.head = nn.Sequential(
+            nn.Linear(width, config.hidden),
+            nn.ReLU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.hidden, len(STUDY_LABELS) + bool(config.none)),
+        )
+        for layer in self.head:
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)  # report, section 3.4
+                nn.init.zeros_(layer.bias)
+        self.mask_head = nn.Conv2d(self.backbone.channels[MASK_STAGE], 1, 1) if config.mask else None
+        if self.frozen:
+            self.backbone.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "Study":
+        """Training mode; a frozen backbone stays in evaluation mode, so its batch norms do not drift."""
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, 1, S, S) uint8 -> (B, C) pooled features."""
+        return self.backbone.pooled(normalise(images))
+
+    def forward(self, batch: dict) -> dict[str, Tensor]:
+        """The losses of a batch, each a scalar: of the study labels, (B,) int64 in the order of STUDY_LABELS; and those
+        asked for
+        of the boxes' map and of `none`, from `boxes`, B tensors (n, 4) of xyxy fractions."""
+        config, losses = self.config, {}
+        if self.mask_head is None:
+            features = batch["features"] if "features" in batch else self.features(batch["images"])
+        else:
+            maps = self.backbone(normalise(batch["images"]))
+            features, drawn = maps[-1].mean(dim=(2, 3)), self.mask_head(maps[MASK_STAGE])
+            wanted = torch.stack([draw_boxes(boxes, drawn.shape[-1]) for boxes in batch["boxes"]])
+            losses["mask"] = config.mask * functional.binary_cross_entropy_with_logits(drawn[:, 0], wanted.to(drawn))
+        logits = self.head(features)
+        losses["study_label"] = (1 - config.mask) * self.study_loss(
+            logits[:, : len(STUDY_LABELS)], batch["study_labels"]
+        )
+        if config.none:
+            empty = torch.tensor([float(len(boxes) == 0) for boxes in batch["boxes"]]).to(logits)
+            losses["none"] = config.none * functional.binary_cross_entropy_with_logits(logits[:, -1], empty)
+        return losses
+
+    def study_loss(self, logits: Tensor, study_labels: Tensor) -> Tensor:
+        """Cross entropy, or its focal form (1 - p)^gamma times it (Lin et al. 2017, arXiv:1708.02002).
+
+        logits: (B, 4). study labels: (B,) int64. The mean over images, each counting as much as its study label's
+        weight.
+        """
+        weight = None if self.label_weights is None else self.label_weights.to(logits)
+        smoothing = self.config.label_smoothing
+        if not self.config.focal:
+            return functional.cross_entropy(logits, study_labels, weight, label_smoothing=smoothing)
+        each = functional.cross_entropy(logits, study_labels, weight, label_smoothing=smoothing, reduction="none")
+        missing = 1 - logits.softmax(dim=1).gather(1, study_labels[:, None])[:, 0]
+        total = len(study_labels) if weight is None else weight[study_labels].sum()
+        return (missing**self.config.focal * each).sum() / total
+
+    @torch.inference_mode()
+    def predict(self, images: Tensor) -> Tensor:
+        """(B, 1, S, S) uint8 -> (B, 4) logits in the order of STUDY_LABELS; (B, 5) with that of `none` behind them."""
+        return self.head(self.features(images))
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """(B, 4) or (B, 5) logits of `predict` -> the study labels' probabilities, which add up to 1, and that of
+    `none`."""
+    study_labels, none = logits[:, : len(STUDY_LABELS)], logits[:, len(STUDY_LABELS) :]
+    return torch.cat([study_labels.softmax(dim=1), none.sigmoid()], dim=1)
+
+
+def draw_boxes(boxes: Tensor, side: int) -> Tensor:
+    """(n, 4) boxes as xyxy fractions -> (side, side) bool, true where a cell's centre lies in a box."""
+    centres = (torch.arange(side, device=boxes.device) + 0.5) / side
+    across = (centres >= boxes[:, 0:1]) & (centres < boxes[:, 2:3])  # (n, side)
+    down = (centres >= boxes[:, 1:2]) & (centres < boxes[:, 3:4])
+    return (down[:, :, None] & across[:, None, :]).any(dim=0)
+
+
+def build(config: StudyConfig) -> Study:
+    """Build the classifier with random weights, in channels-last layout."""
+    return Study(config).to(memory_format=torch.channels_last)
