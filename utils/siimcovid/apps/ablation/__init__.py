@@ -1,9 +1,10 @@
-"""What each part of the system is worth: every item off and on, on the same images, with what it costs.
+"""What each part of the system is worth: every comparison off and on, on the same images, with what it costs.
 
-    material.py   the images of a competition, prepared, with the truth of its test part
-    arms.py       the models that are trained, and what each says of images that it did not see
-    systems.py    whole systems made of arms, and the items: two systems that differ in one thing
-    table.py      every item's average precisions over several competitions, their spread and their cost
+    ablation_data.py        a competition's images, prepared, with the ground truth of its test part
+    trained_variants.py     the models that are trained (variants of a stage), and their predictions for unseen images
+    compared_systems.py     whole systems made of variants, and the comparisons: two systems that differ in one thing
+    ablation_experiment.py  trains all variants on all competitions, shared between processes
+    ablation_table.py       average precisions of each comparison over the competitions, their spread and their cost
 
-All lies in one folder, a folder per competition in it, and nothing that lies there is made again.
+Everything lies in one folder, with a folder per competition; what is there is not made again.
 """

@@ -21,7 +21,7 @@ SCALE = 0.25
 
 
 @dataclass(frozen=True)
-class Material:
+class AblationData:
     """One competition."""
 
     name: str
@@ -33,7 +33,7 @@ class Material:
     copies: list[list[str]]  # train images that are there more than once (duplicates.py)
 
 
-def read(data: Path, folder: Path, start: Path | None, preset: Preset) -> Material:
+def read(data: Path, folder: Path, start: Path | None, preset: Preset) -> AblationData:
     """Read a competition and prepare its images. Raises InputError where the answers to its test part are not there."""
     answers = find_ground_truth(data)
     if answers is None:
@@ -49,7 +49,7 @@ def read(data: Path, folder: Path, start: Path | None, preset: Preset) -> Materi
     if test["study_label"].isna().any() or test["boxes"].isna().any():
         raise InputError(f"{answers} does not answer {test['image_id'][test['study_label'].isna()].iloc[0]}")
     copies = duplicates.find(train, folder / "cache") if preset.duplicates else []
-    return Material(data.name, folder, train, test, folder / "cache", start, copies)
+    return AblationData(data.name, folder, train, test, folder / "cache", start, copies)
 
 
 def write_synthetic(seed: int, folder: Path, train_studies: int, test_studies: int) -> Path:

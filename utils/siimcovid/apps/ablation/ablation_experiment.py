@@ -9,7 +9,7 @@ import pandas as pd
 
 from siimcovid.apps.ablation.ablation_data import read, write_synthetic
 from siimcovid.apps.ablation.compared_systems import PLAIN_SYSTEM, prediction
-from siimcovid.apps.ablation.trained_variants import Arm, Trainer, arms, trainer
+from siimcovid.apps.ablation.trained_variants import Variant, VariantTrainer, trainer, variants
 from siimcovid.core.configuration import Preset, PseudoLabelConfig
 from siimcovid.core.errors import InputError
 from siimcovid.inference import pseudo_labels
@@ -35,7 +35,7 @@ def compared(plan: Plan) -> list[str]:
     return [f"synthetic-{seed}" for seed in plan.seeds]
 
 
-def parted(plan: Plan, found: pd.DataFrame) -> list[pd.DataFrame]:
+def grouped_rows(plan: Plan, found: pd.DataFrame) -> list[pd.DataFrame]:
     """The rows of the synthetic competitions together, then those of each folder."""
     synthetic = found["competition"].isin(compared(plan))
     return [
@@ -45,15 +45,15 @@ def parted(plan: Plan, found: pd.DataFrame) -> list[pd.DataFrame]:
     ]
 
 
-def labels(one: Trainer, arms_of: Mapping[str, Arm], config: PseudoLabelConfig) -> pd.DataFrame:
+def labels(one: VariantTrainer, variants_of: Mapping[str, Variant], config: PseudoLabelConfig) -> pd.DataFrame:
     """The test images that the plain system answers surely, with its answer for their truth."""
-    return pseudo_labels.label(prediction(one, PLAIN_SYSTEM, arms_of), one.material.test, config)
+    return pseudo_labels.label(prediction(one, PLAIN_SYSTEM, variants_of), one.data.test, config)
 
 
 def train(
     plan: Plan, preset: Preset, start: Path | None, out: Path
-) -> dict[str, tuple[Trainer, dict[str, Arm]]] | None:
-    """Run every arm that has not run, and return the trainers; None where another process is still at some.
+) -> dict[str, tuple[VariantTrainer, dict[str, Variant]]] | None:
+    """Run every variant that is not trained yet and return the trainers; None while another process trains some.
 
     Raises InputError where two competitions have one name, or a folder has no answers.
     """
@@ -72,8 +72,8 @@ def train(
                 if name in synthetic:
                     write_synthetic(synthetic[name], folder, plan.train_studies, plan.test_studies)
                 one = trainer(read(folder, out / name, start, preset), preset, plan.folds)
-                wanted = {arm.name: arm for arm in arms(DETECTORS, plan.folds, every=name in synthetic)}
-                for arm in wanted.values():
-                    one.run(arm, partial(labels, one, wanted))
+                wanted = {variant.name: variant for variant in variants(DETECTORS, plan.folds, every=name in synthetic)}
+                for variant in wanted.values():
+                    one.run(variant, partial(labels, one, wanted))
                 trainers[name] = one, wanted
     return None if busy else trainers

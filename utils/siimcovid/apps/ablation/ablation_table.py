@@ -1,6 +1,6 @@
 """Every item's average precisions over several competitions, their spread and their cost.
 
-In: trainers whose arms have run. Out: a row per item, competition and state (off, on), and the same as one table.
+In: trainers whose variants have run. Out: a row per item, competition and state (off, on), and the same as one table.
 
 Numbers by which answers are combined are fitted on out-of-fold predictions of the other competitions' train parts (of
 its own, where there is but one): not on the images that they are scored on, nor on any image of that competition. So
@@ -13,8 +13,17 @@ from typing import Any
 
 import pandas as pd
 
-from siimcovid.apps.ablation.compared_systems import PLAIN_SYSTEM, THIRD, Item, System, cost, items, outputs, prediction
-from siimcovid.apps.ablation.trained_variants import NONE, OVERSAMPLED, Arm, Trainer
+from siimcovid.apps.ablation.compared_systems import (
+    PLAIN_SYSTEM,
+    THIRD,
+    Comparison,
+    SystemSetup,
+    comparisons,
+    cost,
+    outputs,
+    prediction,
+)
+from siimcovid.apps.ablation.trained_variants import NONE, OVERSAMPLED, Variant, VariantTrainer
 from siimcovid.core.configuration import Preset
 from siimcovid.core.labels import CLASSES
 from siimcovid.core.overrides import override
@@ -23,26 +32,28 @@ from siimcovid.inference import fit_ensemble
 from siimcovid.inference.ensemble import ModelOutputs
 
 #: What all fitted numbers stand on, and what the small preset ships.
-FITTED = System(study=(OVERSAMPLED,))
+FITTED = SystemSetup(study=(OVERSAMPLED,))
 
 #: The last row: all that is kept against the plain system.
 TOGETHER = "all that is kept, together"
 
-Arms = Mapping[str, Arm]
+Variants = Mapping[str, Variant]
 
 
-def out_of_fold(trainer: Trainer, arms: Arms, system: System = FITTED) -> tuple[ModelOutputs, pd.DataFrame]:
-    """What the fold arms say of their own fold's images, and the index of these images with "fold"."""
+def out_of_fold(
+    trainer: VariantTrainer, variants: Variants, system: SystemSetup = FITTED
+) -> tuple[ModelOutputs, pd.DataFrame]:
+    """What the fold variants predict for their own fold's images, and the index of these images with "fold"."""
     parts, images = [], []
     for fold in range(trainer.folds):
-        detectors = {stage_of: (f"{stage_of} fold {fold}",) for stage_of in system.detectors}
+        detectors = {stage: (f"{stage} fold {fold}",) for stage in system.detectors}
         study, none = (
             tuple(f"{name} fold {fold}" for name in system.study),
             system.none and f"{system.none} fold {fold}",
         )
         members = replace(system, detectors=detectors, study=study, none=none)
-        parts.append(outputs(trainer, members, arms, "held_out"))
-        held_out = trainer.sides(arms[members.study[0]])["held_out"]
+        parts.append(outputs(trainer, members, variants, "held_out"))
+        held_out = trainer.parts_of(variants[members.study[0]])["held_out"]
         images.append(held_out.assign(fold=fold))
     return _joined(parts), pd.concat(images, ignore_index=True)
 
@@ -58,35 +69,39 @@ def _joined(parts: Sequence[ModelOutputs]) -> ModelOutputs:
     )
 
 
-def fit_elsewhere(
+def fit_on_other_competitions(
     name: str, folds_of: Mapping[str, tuple[ModelOutputs, pd.DataFrame]], preset: Preset
 ) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """For each item of combination.ITEMS (name, numbers before it, numbers with it), fitted without competition `name`.
+    """For each item of fit_ensemble.ITEMS (name, numbers before it, numbers with it), fitted without competition
+    `name`.
 
     folds_of: competition -> what `out_of_fold` returns. What does not help images that it was not fitted on, whole
     competitions where there are several, is not among the numbers of the items after it.
     """
-    material, images, folds = elsewhere(name, folds_of)
-    _, table = fit_ensemble.fit(material, images, folds, preset)
+    data, images, folds = other_competitions(name, folds_of)
+    _, table = fit_ensemble.fit(data, images, folds, preset)
     steps, kept = [], {}
     for item, fit in fit_ensemble.ITEMS.items():
-        numbers = kept | fit(material, images, override(preset, kept))
+        numbers = kept | fit(data, images, override(preset, kept))
         steps.append((item, kept, numbers))
         kept = numbers if table.loc[item, "kept"] else kept
     return [*steps, (TOGETHER, {}, kept)]
 
 
-def fit_everywhere(trainers: Mapping[str, tuple[Trainer, Arms]], compare: Sequence[str]) -> dict[str, Any]:
-    """The numbers to ship: fitted on what the fold arms of all these competitions said."""
+def fit_on_all_competitions(
+    trainers: Mapping[str, tuple[VariantTrainer, Variants]], compare: Sequence[str]
+) -> dict[str, Any]:
+    """The numbers to ship: fitted on what the fold variants of all these competitions predicted."""
     folds_of = {name: out_of_fold(*trainers[name]) for name in compare}
     fitted = override(trainers[compare[0]][0].preset, {"fusion.hflip_tta": FITTED.hflip_tta})
-    return fit_elsewhere("", folds_of, fitted)[-1][2]
+    return fit_on_other_competitions("", folds_of, fitted)[-1][2]
 
 
-def elsewhere(
+def other_competitions(
     name: str, folds_of: Mapping[str, tuple[ModelOutputs, pd.DataFrame]]
 ) -> tuple[ModelOutputs, pd.DataFrame, dict[str, int]]:
-    """What the fold arms of the other competitions (its own, where it is the only one) said, the index of these images,
+    """What the fold variants of the other competitions (its own, where it is the only one) predicted, the index of
+    these images,
     and image id -> the competition, or where it is one the fold, that is held out together."""
     others = [other for other in folds_of if other != name] or [name]
     images = pd.concat([folds_of[other][1].assign(place=k) for k, other in enumerate(others)], ignore_index=True)
@@ -95,11 +110,11 @@ def elsewhere(
 
 
 def rows(
-    trainers: Mapping[str, tuple[Trainer, Arms]], detectors: Sequence[str], compare: Sequence[str]
+    trainers: Mapping[str, tuple[VariantTrainer, Variants]], detectors: Sequence[str], compare: Sequence[str]
 ) -> pd.DataFrame:
     """A row per item, competition and state: item, competition, state, CLASSES, mean, image, train (seconds).
 
-    trainers: competition -> its trainer and its arms by name. compare: the competitions on which every item is
+    trainers: competition -> its trainer and its variants by name. compare: the competitions on which every item is
     compared; on the others only the plain system and all that is kept.
     """
     folds_of = {name: out_of_fold(*trainers[name]) for name in trainers}
@@ -107,49 +122,52 @@ def rows(
     none_folds = {name: out_of_fold(*trainers[name], own_none) for name in compare}
     found = []
 
-    def add(item: Item, name: str) -> None:
-        trainer, arms = trainers[name]
+    def add(item: Comparison, name: str) -> None:
+        trainer, variants = trainers[name]
         for state, system in (("off", item.off), ("on", item.on)):
-            scores = class_scores(prediction(trainer, system, arms), trainer.material.test)
+            scores = class_scores(prediction(trainer, system, variants), trainer.data.test)
             found.append(
-                {"item": item.name, "competition": name, "state": state, **scores, **cost(trainer, system, arms)}
+                {"item": item.name, "competition": name, "state": state, **scores, **cost(trainer, system, variants)}
             )
 
     for name, (trainer, _) in trainers.items():
         rest = {other: folds_of[other] for other in (*compare, name)}
         if name in compare:
-            for item in items(tuple(detectors), trainer.folds):
+            for item in comparisons(tuple(detectors), trainer.folds):
                 add(item, name)
         fitted = override(trainer.preset, {"fusion.hflip_tta": FITTED.hflip_tta})
-        for item, before, after in fit_elsewhere(name, rest, fitted):
+        for item, before, after in fit_on_other_competitions(name, rest, fitted):
             if item == TOGETHER:
-                add(Item(item, PLAIN_SYSTEM, replace(FITTED, changes=after)), name)
+                add(Comparison(item, PLAIN_SYSTEM, replace(FITTED, changes=after)), name)
             elif name in compare:
-                add(Item(f"fitted: {item}", replace(FITTED, changes=before), replace(FITTED, changes=after)), name)
+                add(
+                    Comparison(f"fitted: {item}", replace(FITTED, changes=before), replace(FITTED, changes=after)), name
+                )
             if item == "none" and name in compare:
-                material, images, _ = elsewhere(name, none_folds)
-                own = before | fit_ensemble.fit_none(material, images, override(fitted, before))
+                data, images, _ = other_competitions(name, none_folds)
+                own = before | fit_ensemble.fit_none(data, images, override(fitted, before))
                 without, used = replace(FITTED, changes=after), replace(own_none, changes=own)
-                add(Item("fitted: none, the study model's output too", without, used), name)
+                add(Comparison("fitted: none, the study model's output too", without, used), name)
         if name not in compare:
-            ((_, _, own),) = fit_elsewhere(name, {name: folds_of[name]}, fitted)[-1:]
-            add(Item(f"{TOGETHER}, fitted on its own folds", PLAIN_SYSTEM, replace(FITTED, changes=own)), name)
+            ((_, _, own),) = fit_on_other_competitions(name, {name: folds_of[name]}, fitted)[-1:]
+            add(Comparison(f"{TOGETHER}, fitted on its own folds", PLAIN_SYSTEM, replace(FITTED, changes=own)), name)
     return pd.DataFrame(found)
 
 
-def singles(trainers: Mapping[str, tuple[Trainer, Arms]], detectors: Sequence[str]) -> pd.DataFrame:
+def detectors_alone(trainers: Mapping[str, tuple[VariantTrainer, Variants]], detectors: Sequence[str]) -> pd.DataFrame:
     """Opacity AP of each detector alone, a row per competition."""
     table = {}
-    for name, (trainer, arms) in trainers.items():
-        images = trainer.material.test
+    for name, (trainer, variants) in trainers.items():
+        images = trainer.data.test
         table[name] = {
-            d: opacity_score(trainer.outputs(arms[d], "test", False), images) for d in detectors if d in arms
+            d: opacity_score(trainer.outputs(variants[d], "test", False), images) for d in detectors if d in variants
         }
     return pd.DataFrame(table).T
 
 
-def beside_singles(alone: pd.DataFrame, found: pd.DataFrame) -> str:
-    """A table of the opacity AP of `singles`, of the plain ensemble, of it with each third detector, and of all that is
+def ensembles_beside_detectors(alone: pd.DataFrame, found: pd.DataFrame) -> str:
+    """A table of the opacity AP of `detectors_alone`, of the plain ensemble, of it with each third detector, and of all
+    that is
     kept."""
     table = alone
     for item in (TOGETHER, *(name for name in found["item"].unique() if name.endswith(THIRD))):
@@ -161,19 +179,21 @@ def beside_singles(alone: pd.DataFrame, found: pd.DataFrame) -> str:
     return _markdown(table.reset_index(names="competition"))
 
 
-def gains(found: pd.DataFrame) -> str:
+def gains_table(found: pd.DataFrame) -> str:
     """A table of what each item adds: off, and the gain in the mean and in each class over the competitions, each with
     its spread (standard deviation); and what it costs, on / off."""
-    sides = {state: part.set_index(["item", "competition"]) for state, part in found.groupby("state")}
-    gain = sides["on"][SCORES] - sides["off"][SCORES]
+    parts_of = {state: part.set_index(["item", "competition"]) for state, part in found.groupby("state")}
+    gain = parts_of["on"][SCORES] - parts_of["off"][SCORES]
     cells = _cells(gain, "+.3f")
-    cells.insert(0, "off", sides["off"]["mean"].groupby("item", sort=False).mean().map(lambda v: _short(v, ".3f")))
+    cells.insert(0, "off", parts_of["off"]["mean"].groupby("item", sort=False).mean().map(lambda v: _short(v, ".3f")))
     for name, title in COSTS.items():
-        cells[title] = (sides["on"][name] / sides["off"][name]).groupby("item", sort=False).mean().map("{:.2f}".format)
+        cells[title] = (
+            (parts_of["on"][name] / parts_of["off"][name]).groupby("item", sort=False).mean().map("{:.2f}".format)
+        )
     return _markdown(cells.reset_index())
 
 
-def off_and_on(found: pd.DataFrame) -> str:
+def precision_table(found: pd.DataFrame) -> str:
     """A table of the average precisions themselves: two lines an item, mean and spread over the competitions."""
     return _markdown(_cells(found.set_index(["item", "state"])[SCORES], ".3f").reset_index())
 
@@ -184,9 +204,9 @@ COSTS = {"image": "image x", "train": "training x"}
 
 
 def _cells(values: pd.DataFrame, style: str) -> pd.DataFrame:
-    """Mean and spread over the last study label but the item (and state), as text."""
+    """Mean and spread over the last index level but the item (and state), as text."""
     keys = [name for name in values.index.names if name != "competition"]
-    groups = values.groupby(study_label=keys, sort=False)
+    groups = values.groupby(level=keys, sort=False)
     mean, spread = groups.mean(), groups.std(ddof=0)
     alone = bool((groups.size() == 1).all())
     texts = {}

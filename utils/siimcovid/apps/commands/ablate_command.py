@@ -48,23 +48,23 @@ def run(args: argparse.Namespace) -> int:
     found = ablation_table.rows(trainers, ablation_experiment.DETECTORS, ablation_experiment.compared(plan))
     with atomic_path(args.out / "ablation.csv") as temporary:
         found.to_csv(temporary, index=False)
-    parts = ablation_experiment.parted(plan, found)
-    alone = ablation_table.singles(trainers, ablation_experiment.DETECTORS)
+    parts = ablation_experiment.grouped_rows(plan, found)
+    alone = ablation_table.detectors_alone(trainers, ablation_experiment.DETECTORS)
     text = "\n\n".join(
         [
             "Gains, over competitions: mean ± standard deviation",
-            *map(ablation_table.gains, parts),
+            *map(ablation_table.gains_table, parts),
             "Average precisions off and on",
-            *map(ablation_table.off_and_on, parts),
+            *map(ablation_table.precision_table, parts),
             "Opacity AP of each detector alone, and of the plain and of the whole ensemble",
-            ablation_table.beside_singles(alone, found),
+            ablation_table.ensembles_beside_detectors(alone, found),
         ]
     )
     text += "\n"
     write_text(args.out / "ablation.md", text)
     print(text)
     if plan.seeds:
-        numbers = {**NOTHING, **ablation_table.fit_everywhere(trainers, ablation_experiment.compared(plan))}
+        numbers = {**NOTHING, **ablation_table.fit_on_all_competitions(trainers, ablation_experiment.compared(plan))}
         write_json(args.out / "ensemble.json", numbers)
         print(f"numbers fitted on all of these competitions: {args.out / 'ensemble.json'}")
     return 0
