@@ -1,7 +1,8 @@
 """`siimcovid score RUN | SUBMISSION… --images CSV --studies CSV`: the official score, Table 1 and Table 2.
 
 With a run's folder, every model of it against the answers beside its competition; with submissions, whoever made them,
-against the truth that is named.
+against the truth that is named. Of several, each further one is compared with the first by a paired bootstrap over
+patients (evaluation/paired_bootstrap.py).
 """
 
 import argparse
@@ -15,6 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=Path, help="the truth, as train_image_level.csv (or .csv.gz)")
     parser.add_argument("--studies", type=Path, help="the truth, as train_study_level.csv (or .csv.gz)")
     parser.add_argument("--ground-truth", type=Path, metavar="DIR", help="a run's answers that do not lie beside it")
+    parser.add_argument("--index", type=Path, metavar="CSV", help="image_id, study_id, patient_id: draw patients")
+    parser.add_argument("--draws", type=int, default=1000, help="of the bootstrap over patients (default %(default)s)")
     parser.add_argument("--subset", action="store_true", help="score only the ids submitted")
     parser.add_argument("--threshold", type=float, help="confidence from which boxes count (default 0.1)")
     parser.add_argument(
@@ -33,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
 
     evaluations = _evaluations(args)
     print(as_text(evaluations[0]) if len(evaluations) == 1 else compared(evaluations))
+    if len(args.what) > 1:
+        print(_bootstrap(args))
     if args.json:
         scores = {e.name: {k: None if math.isnan(v) else v for k, v in e.scores.items()} for e in evaluations}
         write_json(args.json, scores if len(scores) > 1 else scores[evaluations[0].name])
@@ -62,17 +67,50 @@ def _evaluations(args: argparse.Namespace) -> list:
         raise InputError("name the truth of a submission with --images and --studies")
     images = read_table(args.images, ("id", "label"))
     studies = read_table(args.studies, ("id", *STUDY_COLUMNS))
-    named = {}
-    for text in args.what:
+    return [
+        evaluate(name, read_table(file, ("id", "PredictionString")), images, studies, threshold, args.subset)
+        for name, file in _named(args.what).items()
+    ]
+
+
+def _named(texts: list[str]) -> dict[str, Path]:
+    """Name -> file of submissions given as FILE or NAME=FILE. Raises InputError for a name that stands there twice."""
+    from siimcovid.core.errors import InputError
+
+    named: dict[str, Path] = {}
+    for text in texts:
         name, _, file = text.rpartition("=")
         name = name or Path(file).name.removesuffix(".gz").removesuffix(".csv")
         if name in named:
             raise InputError(f"two submissions are called {name}: name them, as in first={file}")
         named[name] = Path(file)
-    return [
-        evaluate(name, read_table(file, ("id", "PredictionString")), images, studies, threshold, args.subset)
-        for name, file in named.items()
-    ]
+    return named
+
+
+def _bootstrap(args: argparse.Namespace) -> str:
+    """Each further submission beside the first, by a paired bootstrap."""
+    from siimcovid.core.labels import STUDY_COLUMNS
+    from siimcovid.core.tables import read_csv
+    from siimcovid.evaluation import paired_bootstrap
+    from siimcovid.evaluation.submission_csv import read_table
+
+    images = read_csv(args.images, ("id", "label"))
+    studies = read_table(args.studies, ("id", *STUDY_COLUMNS))
+    submissions = {name: read_table(file, ("id", "PredictionString")) for name, file in _named(args.what).items()}
+    ids = [*studies["id"], *images["id"]]
+    if args.subset:
+        ids = [name for name in ids if name in set(next(iter(submissions.values()))["id"])]
+    if args.index:
+        index = read_csv(args.index, ("image_id", "study_id", "patient_id"))
+        unit, groups = "patients", paired_bootstrap.group_by_index(ids, index)
+    elif "StudyInstanceUID" not in images:
+        return "\nwhich one is better is not tested: name the patients with --index"
+    else:
+        unit = "studies (no --index, so not over patients)"
+        groups = paired_bootstrap.group_by_study(ids, images)
+    of_id = dict(zip(ids, groups, strict=True))
+    found = paired_bootstrap.paired_bootstrap(submissions, images, studies, of_id, args.draws, subset=args.subset)
+    return "\n\n".join(["", *(paired_bootstrap.as_text(one, unit) for one in found)])
 
 
 def _write(evaluations: list, folder: Path) -> None:
