@@ -15,6 +15,7 @@ from siimcovid.core.errors import InputError
 #: verb -> one line of help; the verb's code is `commands/<verb>_command.py`.
 VERBS = {
     "synthetic": "write a synthetic demo competition",
+    "import": "lay your own images out as a competition folder",
     "index": "join a competition folder's CSVs and DICOM headers into one table",
     "prepare": "turn a competition's DICOMs into upright 8-bit images",
     "weights": "import, list and verify offline weights",
