@@ -1,5 +1,7 @@
 """The command line: every verb explains itself at once, bad input is one sentence, exit codes hold."""
 
+import argparse
+import importlib
 import subprocess
 import sys
 
@@ -13,7 +15,19 @@ def test_every_verb_explains_itself(verb, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([verb, "--help"])
     assert stopped.value.code == 0
-    assert "usage" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "usage" in printed
+    assert f"example:\n  siimcovid {verb} " in printed
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_example_is_one_that_the_verb_takes(verb):
+    command = importlib.import_module(f"siimcovid.apps.commands.{verb.replace('-', '_')}_command")
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    command.add_arguments(parser)
+    program, name, *arguments = command.EXAMPLE.split()
+    assert (program, name) == ("siimcovid", verb)
+    parser.parse_args(arguments)
 
 
 @pytest.mark.parametrize(

@@ -43,9 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     chosen = next((a for a in arguments if a in VERBS), None)
     for name, summary in VERBS.items():
-        verb = verbs.add_parser(name, help=summary, description=summary)
+        verb = verbs.add_parser(
+            name, help=summary, description=summary, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
         if name == chosen:  # only the verb that runs is imported
-            _command(name).add_arguments(verb)
+            command = _command(name)
+            verb.epilog = f"example:\n  {command.EXAMPLE}"
+            command.add_arguments(verb)
     args = parser.parse_args(arguments)
     try:
         return _command(args.verb).run(args) or 0

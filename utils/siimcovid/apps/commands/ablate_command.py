@@ -6,6 +6,8 @@ Several processes, on several machines, may share OUT: each takes a competition 
 import argparse
 from pathlib import Path
 
+EXAMPLE = "siimcovid ablate --weights runs/imagenet --out runs/ablation --seeds 0 1 2"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""

@@ -6,6 +6,8 @@ from typing import get_args
 
 from siimcovid.core.configuration import Detector
 
+EXAMPLE = "siimcovid crossval --data FOLDER --weights runs/imagenet --out runs/crossval --preset small"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""

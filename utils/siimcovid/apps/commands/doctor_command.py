@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+EXAMPLE = "siimcovid doctor --train --data FOLDER"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""

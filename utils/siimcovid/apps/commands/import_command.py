@@ -1,11 +1,10 @@
 """`siimcovid import FOLDER --boxes boxes.csv|coco.json [--labels labels.csv] --out DATA`: your own images as a
-competition folder, for `make run DATA=DATA` and `siimcovid train`.
-
-    siimcovid import xrays --boxes boxes.csv --labels labels.csv --out data/mine
-"""
+competition folder, for `make run DATA=DATA` and `siimcovid train`."""
 
 import argparse
 from pathlib import Path
+
+EXAMPLE = "siimcovid import xrays --boxes boxes.csv --labels labels.csv --out data/mine"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 OUT = Path("datasets")
 TRAINED = Path("runs/demo/weights")
 
+EXAMPLE = "siimcovid kaggle build --owner your-kaggle-name"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""

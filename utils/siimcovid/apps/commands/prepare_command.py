@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+EXAMPLE = "siimcovid prepare FOLDER --out cache --size 1024 --workers 2"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(

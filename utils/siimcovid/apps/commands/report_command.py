@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+EXAMPLE = "siimcovid report runs/demo"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""

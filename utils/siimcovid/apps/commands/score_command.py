@@ -9,6 +9,8 @@ import argparse
 import math
 from pathlib import Path
 
+EXAMPLE = "siimcovid score first.csv second.csv --images truth_images.csv --studies truth_studies.csv --index index.csv"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""

@@ -4,6 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
+EXAMPLE = "siimcovid scoreboard runs/demo"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""

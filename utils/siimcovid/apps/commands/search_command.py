@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
     from siimcovid.core.configuration import Preset
 
+EXAMPLE = "siimcovid search study study --data FOLDER --weights runs/imagenet --out runs/search --preset small"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""

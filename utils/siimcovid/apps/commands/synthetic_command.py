@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+EXAMPLE = "siimcovid synthetic demo --train-studies 240 --test-studies 60 --seed 0"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from siimcovid.core.configuration import STAGES
 
+EXAMPLE = "siimcovid train rcnn --data FOLDER --weights runs/imagenet --out runs/rcnn --preset small"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""

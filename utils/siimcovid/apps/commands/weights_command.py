@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+EXAMPLE = "siimcovid weights import efficientnet_lite0 --out runs/imagenet"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
