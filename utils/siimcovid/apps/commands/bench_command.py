@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-EXAMPLE = "siimcovid bench fuse metric --out runs/bench.json"
+EXAMPLE = "siimcovid bench --only fuse metric --out runs/bench.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
