@@ -20,6 +20,7 @@ from siimcovid.apps.benchmarks import (
 )
 from siimcovid.apps.benchmarks.run_benchmarks import run
 from siimcovid.apps.command_line import main
+from siimcovid.core.configuration import STAGES
 from siimcovid.core.errors import InputError
 from siimcovid.core.presets import SMALL
 from siimcovid.data.dicom_image import read_image
@@ -141,4 +142,12 @@ def test_operations_of_known_networks():
     """Published: 16.4 billion multiply-adds for ResNeXt-101 32x8d at 224 pixels (torchvision's table)."""
     from siimcovid.core.presets import FULL
 
-    assert gpu_hours.operations("study", FULL.study, 224) == pytest.approx(2 * 16.4e9, rel=0.01)
+    assert gpu_hours.forward_flops("study", FULL.study, 224) == pytest.approx(2 * 16.4e9, rel=0.01)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_has_its_operations(stage):
+    """On four times the pixels a convolutional network does four times as much; a box head on proposals does not."""
+    config = getattr(SMALL, stage)
+    small, large = (gpu_hours.forward_flops(stage, config, side) for side in (128, 256))
+    assert 0 < small < large <= 4.01 * small

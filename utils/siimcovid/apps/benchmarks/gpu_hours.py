@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from siimcovid.core.presets import FULL
 from siimcovid.kernel.time_budget import RESERVE
 from siimcovid.models import checkpoints
+from siimcovid.models.backbone import normalise
 
 IMAGES, HOURS = 6334, 9.0
 
@@ -32,7 +33,7 @@ DISK, TEST_BYTES = 200e6, 108e9
 PROCESSORS = 4  # of Kaggle's GPU machines
 
 
-def operations(stage: str, config: Any, side: int) -> float:
+def forward_flops(stage: str, config: Any, side: int) -> float:
     """Floating-point operations of a forward pass on one image, a multiplication and an addition counted as two."""
     model = checkpoints.build_model(stage, config).eval().to("meta")  # counts shapes, computes nothing
     images = torch.zeros(1, 1, side, side, dtype=torch.uint8, device="meta")
@@ -47,17 +48,18 @@ def _forward(stage: str, config: Any, model: Any, images: Tensor) -> None:
     elif stage == "yolo":
         model.model.train()(model.prepare(images))  # without the decoding of boxes, which counts for nothing
     else:  # without suppression, whose outcome depends on values
-        from siimcovid.models.backbone import normalise
-
         detector = model.detector
-        maps = detector.backbone(normalise(images))
-        detector.rpn.head(list(maps.values()))
+        maps = list(detector.backbone(normalise(images)).values())
+        if stage == "retinanet":
+            detector.head(maps)
+            return
+        detector.rpn.head(maps)
         pooled = torch.zeros(config.proposals, config.pyramid_channels, 7, 7, device="meta")
         detector.roi_heads.box_predictor(detector.roi_heads.box_head(pooled))
 
 
-def plan() -> str:
-    """The plan as Markdown."""
+def hours_table() -> str:
+    """Minutes of inference and hours of training, each stage of the `full` preset, as Markdown."""
     lines = [
         f"Assumed of a T4 under autocast: {SPEED / 1e12:.0f} TFLOP/s (rated: 65). Input folder: {DISK / 1e6:.0f} MB/s. "
         f"{PROCESSORS} processors, {PREPARE:.3f} s of one for an image (measured: `make bench`).",
@@ -72,7 +74,7 @@ def plan() -> str:
     for stage in checkpoints.SUBMISSION_STAGES:
         config = getattr(FULL, stage)
         side = config.augment.crop or config.infer_size
-        flops = operations(stage, config, side)
+        flops = forward_flops(stage, config, side)
         minutes = flops / SPEED * IMAGES / 60
         total += minutes
         lines.append(f"| {stage} at {side} | {flops / 1e9:.0f} GFLOP, {flops / SPEED:.3f} s | {minutes:.1f} |")
@@ -98,7 +100,7 @@ def plan() -> str:
         config = getattr(FULL, stage)
         side = config.augment.crop or config.size
         # a backward pass costs two forward ones; a frozen backbone needs none
-        flops = operations(stage, config, side) * (1 if stage == "study" and config.frozen else 3)
+        flops = forward_flops(stage, config, side) * (1 if stage == "study" and config.frozen else 3)
         hours = [flops / speed * images * share * epochs / 3600 for speed in (SPEED, P100_SPEED)]
         lines.append(
             f"| {stage} at {side}, {data} | {images * share:,.0f} | {flops / 1e9:.0f} | {epochs} "

@@ -12,7 +12,7 @@ from torch import nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from siimcovid.apps.benchmarks import Measured, best, race, timed
-from siimcovid.apps.benchmarks.gpu_hours import operations
+from siimcovid.apps.benchmarks.gpu_hours import forward_flops
 from siimcovid.core.configuration import StudyConfig
 from siimcovid.core.overrides import override
 from siimcovid.core.presets import FULL, SMALL
@@ -40,7 +40,7 @@ def write_images(folder: Path, count: int, side: int) -> pd.DataFrame:
 
 
 def matrix_speed() -> float:
-    """Floating-point operations per second of a large matrix product: what convolutions can reach at best."""
+    """Floating-point forward_flops per second of a large matrix product: what convolutions can reach at best."""
     side = 2048
     matrix = torch.randn(side, side)
     return 2 * side**3 / best(lambda: matrix @ matrix, 5, "wall")
@@ -80,7 +80,7 @@ def infer_rcnn() -> Measured:
         assert len(ours) == len(theirs) > 0, f"{len(ours)} boxes instead of {len(theirs)}"
         assert np.abs(ours - theirs).max() < 1e-3, f"boxes differ by {np.abs(ours - theirs).max()}"
     side = config.infer_size
-    flops = operations("rcnn", config, side)
+    flops = forward_flops("rcnn", config, side)
     return Measured(
         f"Faster R-CNN, ResNeXt-101 32x8d, {side} pixels",
         "torchvision, one image at a time",
@@ -89,7 +89,7 @@ def infer_rcnn() -> Measured:
         raced.ours_s / count,
         "wall",
         {"arithmetic": flops / matrix_speed()},
-        {"boxes compared": len(raced.ours), "billion operations": flops / 1e9},
+        {"boxes compared": len(raced.ours), "billion forward_flops": flops / 1e9},
     )
 
 
@@ -118,7 +118,7 @@ def infer_study() -> Measured:
         raced = race(loop, lambda: predict_table("study", config, model, images, Path(folder)), 3, "wall")
     difference = np.abs(raced.ours.iloc[:, 2:].to_numpy() - raced.baseline).max()
     assert difference < 1e-4, f"probabilities differ by {difference}"
-    flops = operations("study", config, config.augment.crop)
+    flops = forward_flops("study", config, config.augment.crop)
     return Measured(
         f"study model, ResNeXt-101 32x8d, {config.augment.crop} pixels",
         "torchvision, one image at a time",
@@ -127,7 +127,7 @@ def infer_study() -> Measured:
         raced.ours_s / count,
         "wall",
         {"arithmetic": flops / matrix_speed()},
-        {"billion operations": flops / 1e9},
+        {"billion forward_flops": flops / 1e9},
     )
 
 

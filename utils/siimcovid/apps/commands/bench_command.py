@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="also write the table as JSON, for instance runs/bench.json")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="measure only these")
     parser.add_argument("--scale", type=Path, metavar="PNG", help="instead plot time and memory over images")
-    parser.add_argument("--budget", action="store_true", help="instead print the worked plan for a T4 as Markdown")
+    parser.add_argument("--gpu-hours", action="store_true", help="instead print the hours on a T4, from FLOPs")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -20,10 +20,10 @@ def run(args: argparse.Namespace) -> int:
         from siimcovid.apps.benchmarks.scaling_benchmark import plot
 
         plot(args.scale)
-    elif args.budget:
-        from siimcovid.apps.benchmarks.gpu_hours import plan
+    elif args.gpu_hours:
+        from siimcovid.apps.benchmarks.gpu_hours import hours_table
 
-        print(plan())
+        print(hours_table())
     else:
         from siimcovid.apps.benchmarks.run_benchmarks import run as run_works
 
