@@ -6,37 +6,20 @@ is needed; the same JSON lies next to it for people. Nothing here is a pickle.
 
 import importlib
 import json
-import re
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from siimcovid.core.configuration import STAGES, Detector
+from siimcovid.core.configuration import STAGES
 from siimcovid.core.errors import InputError
 from siimcovid.core.files import atomic_path, write_json
 from siimcovid.core.overrides import from_dict, to_dict
-from siimcovid.core.presets import FULL
-
-#: The detectors there are; preset.fusion.detectors says which of them run.
-DETECTORS: tuple[str, ...] = get_args(Detector)
-#: The stages whose models make a submission of the report's system.
-SUBMISSION_STAGES = FULL.stages
 
 #: Stages whose module in `siimcovid.models` has another name.
 MODULES = {"rcnn": "faster_rcnn", "study": "study_classifier"}
-
-
-def member(stage: str, number: int) -> str:
-    """Name of a member of a stage's fold ensemble: "rcnn", "rcnn.1", "rcnn.2" and so on."""
-    return f"{stage}.{number}" if number else stage
-
-
-def stage_of(name: str) -> str:
-    """The stage of a member, or of its look at mirrored images: "rcnn" of "rcnn", "rcnn.1" and "rcnn.1_hflip"."""
-    return re.sub(r"(\.\d+)?(_hflip)?$", "", name)
 
 
 def build_model(stage: str, config: Any) -> nn.Module:

@@ -26,8 +26,9 @@ from siimcovid.data import folds
 from siimcovid.data.datasets import SHARED, ImageDataset, loader
 from siimcovid.inference import pseudo_labels
 from siimcovid.inference.fit_ensemble import NOTHING
-from siimcovid.inference.predictor import default_device, predict_table
-from siimcovid.models import checkpoints, weights_folder
+from siimcovid.inference.predictor import predict_table
+from siimcovid.models import checkpoints, weights_manifest
+from siimcovid.models.device import default_device
 from siimcovid.models.study_classifier import probabilities
 from siimcovid.training import train_stage
 
@@ -141,7 +142,7 @@ class Trainer:
         begin, pooled = time.process_time(), train_stage.Features.last
         if labelled is None:
             path = train_stage.fit(arm.stage, preset, samples, self.material.cache, self.material.start, out)
-            weights_folder.register_trained(path, arm.stage, preset, self.material.name)
+            weights_manifest.register_trained(path, arm.stage, preset, self.material.name)
         else:
             preset, samples = pseudo_labels.further(arm.stage, preset, samples, labelled)
             path = train_stage.fit(arm.stage, preset, samples, self.material.cache, out.with_name(arm.after), out)

@@ -1,27 +1,21 @@
-"""Offline weights: a folder of safetensors files and the manifest that vouches for them.
+"""Weights that others publish become a safetensors file of this project, once, without running their pickles' code.
 
-`manifest.json` is an object, file name -> {stage, architecture, sha256, source, licence, preset}. Stage `backbone` is a
-pretrained network, `yolo` a pretrained YOLOv5, and `rcnn`, `yolo`, `study` with a configuration in their header are
-trained models. Weights that others publish as pickles are read once, by `import_weights`, with torch's restricted
-unpickler that runs no code, and kept as tensors.
+In: a published .pth or .pt file, as torchvision, EfficientNet-Lite and YOLOv5 publish them. Out:
+<architecture>.safetensors in a weights folder, and its manifest entry.
 """
 
-import json
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from siimcovid.core.configuration import Preset
 from siimcovid.core.errors import InputError
-from siimcovid.core.files import atomic_path, sha256, write_json
-from siimcovid.models.backbone import Backbone, build_backbone
-from siimcovid.models.checkpoints import read_tensors
-
-MANIFEST = "manifest.json"
+from siimcovid.core.files import atomic_path
+from siimcovid.models.backbone import build_backbone
+from siimcovid.models.weights_manifest import register
 
 #: What `import_weights` knows: architecture -> (stage, preset, source, licence).
 KNOWN = {
@@ -132,93 +126,3 @@ def _yolo_tensors(architecture: str, state: dict[str, Tensor]) -> dict[str, Tens
     if lacking:
         raise KeyError(f"{len(lacking)} tensors are missing or of another shape, the first {lacking[0]}")
     return fitting
-
-
-def register(path: Path, **entry: str) -> None:
-    """Enter a weights file into the manifest beside it, with its checksum."""
-    folder = Path(path).parent
-    manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else {}
-    manifest[Path(path).name] = {**entry, "sha256": sha256(path)}
-    write_json(folder / MANIFEST, dict(sorted(manifest.items())))
-
-
-def register_trained(path: Path, stage: str, preset: Preset, data: str) -> None:
-    """Enter a stage that was trained on the folder named `data`."""
-    config = getattr(preset, stage)
-    register(
-        path,
-        stage=stage,
-        architecture=config.backbone or config.architecture,
-        source=f"trained by siimcovid on {data}",
-        licence="GPL-3.0",
-        preset=preset.name,
-    )
-
-
-def read_manifest(folder: Path) -> dict[str, dict[str, str]]:
-    """The manifest of a weights folder. Raises InputError where it is missing or damaged."""
-    path = Path(folder) / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{folder} has no {MANIFEST}; make it with `siimcovid weights import`") from None
-    except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}); make it again with `siimcovid weights import`") from None
-    if not isinstance(manifest, dict) or not all(isinstance(e, dict) and "sha256" in e for e in manifest.values()):
-        raise InputError(f"{path} is no manifest: it must map file names to entries with a sha256")
-    return manifest
-
-
-def verified(folder: Path, name: str) -> Path:
-    """The path of a file that the manifest lists and whose checksum holds. Raises InputError otherwise."""
-    manifest = read_manifest(folder)
-    if name not in manifest:
-        raise InputError(f"{folder}/{MANIFEST} lists no {name}; it has {', '.join(manifest) or 'nothing'}")
-    path = Path(folder) / name
-    if not path.is_file():
-        raise InputError(f"{path} is missing though {MANIFEST} lists it; copy it again")
-    if sha256(path) != manifest[name]["sha256"]:
-        raise InputError(f"{path} is damaged: its checksum is not the one in {MANIFEST}; copy it again")
-    return path
-
-
-def start(stage: str, config: Any, model: nn.Module, folder: Path) -> dict[str, Any]:
-    """Put the best weights that a folder offers for a stage into its model, and say what was done.
-
-    In this order: the stage as it was trained before, a whole pretrained YOLOv5, a backbone that stage `backbone`
-    trained, one as published. Tensors of other names or shapes are left as they are (the report's non-strict loading,
-    section 3.4).
-
-    Returns:
-        {"file", "taken": number of tensors, "left": names of the model's tensors that keep their random values}.
-
-    Raises:
-        InputError: the folder has none of them, or a damaged one.
-    """
-    manifest = read_manifest(folder)
-    names = [f"{stage}.safetensors"]
-    backbone = not (stage == "yolo" and not config.backbone)
-    published = config.backbone if backbone else config.architecture
-    trained = manifest.get("backbone.safetensors", {})
-    if backbone and stage != "backbone" and trained.get("architecture") == config.backbone:
-        names.append("backbone.safetensors")
-    names.append(f"{published}.safetensors")
-    name = next((name for name in names if name in manifest), None)
-    if name is None:
-        wanted = names[-1].removesuffix(".safetensors")
-        raise InputError(
-            f"{folder} has no weights to start stage {stage} from ({' or '.join(names)}); make them with "
-            f"`siimcovid weights import {wanted} --out {folder}`"
-        )
-    tensors, _ = read_tensors(verified(folder, name))
-    if name != names[0] and backbone:
-        if name == "backbone.safetensors":
-            tensors = {key.removeprefix("backbone."): tensor for key, tensor in tensors.items()}
-        places = [place for place, module in model.named_modules() if isinstance(module, Backbone)]
-        tensors = {f"{place}.{key}": tensor for place in places for key, tensor in tensors.items()}
-    own = model.state_dict()
-    taken = {key: tensor for key, tensor in tensors.items() if key in own and own[key].shape == tensor.shape}
-    if not taken:
-        raise InputError(f"{Path(folder) / name} fits no part of stage {stage}; is it of another preset?")
-    model.load_state_dict(taken, strict=False)
-    return {"file": name, "taken": len(taken), "left": sorted(set(own) - set(taken))}

@@ -15,7 +15,7 @@ from torchvision.models import resnext101_32x8d
 from siimcovid.core import files
 from siimcovid.core.errors import InputError
 from siimcovid.core.presets import FULL, SMALL, load_preset
-from siimcovid.models import checkpoints, weights_folder
+from siimcovid.models import checkpoints, initial_weights, published_weights, weights_manifest
 from siimcovid.models.backbone import build_backbone
 
 
@@ -23,15 +23,15 @@ from siimcovid.models.backbone import build_backbone
 def imagenet(tmp_path_factory) -> Path:
     """A weights folder with the real ImageNet weights of the small preset."""
     folder = tmp_path_factory.mktemp("imagenet")
-    weights_folder.import_weights("efficientnet_lite0", None, folder)
+    published_weights.import_weights("efficientnet_lite0", None, folder)
     return folder
 
 
 def test_import_writes_manifest(imagenet):
-    entry = weights_folder.read_manifest(imagenet)["efficientnet_lite0.safetensors"]
+    entry = weights_manifest.read_manifest(imagenet)["efficientnet_lite0.safetensors"]
     assert (entry["stage"], entry["preset"], entry["licence"]) == ("backbone", "small", "Apache-2.0")
     assert len(entry["sha256"]) == 64
-    assert weights_folder.verified(imagenet, "efficientnet_lite0.safetensors").is_file()
+    assert weights_manifest.verified(imagenet, "efficientnet_lite0.safetensors").is_file()
 
 
 def test_imported_network_computes_what_its_package_does(imagenet):
@@ -55,7 +55,7 @@ def test_imported_network_computes_what_its_package_does(imagenet):
 def test_torchvisions_resnext_is_taken(tmp_path):
     network = resnext101_32x8d(weights=None)
     torch.save(network.state_dict(), tmp_path / "resnext.pth")
-    path = weights_folder.import_weights("resnext101_32x8d", tmp_path / "resnext.pth", tmp_path / "weights")
+    path = published_weights.import_weights("resnext101_32x8d", tmp_path / "resnext.pth", tmp_path / "weights")
     tensors, _ = checkpoints.read_tensors(path)
     assert torch.equal(tensors["stages.0.0.weight"], network.conv1.weight)
     assert torch.equal(tensors["stages.4.2.conv3.weight"], network.layer4[2].conv3.weight)
@@ -71,11 +71,11 @@ def test_a_pickled_yolo_is_taken_without_its_code(tmp_path, monkeypatch):
     monkeypatch.setattr(package.DetectionModel, "__module__", "models.yolo")
     torch.save({"epoch": -1, "model": model.half(), "ema": None}, tmp_path / "yolov5l.pt")
     monkeypatch.undo()
-    path = weights_folder.import_weights("yolov5l", tmp_path / "yolov5l.pt", tmp_path / "weights")
+    path = published_weights.import_weights("yolov5l", tmp_path / "yolov5l.pt", tmp_path / "weights")
     tensors, _ = checkpoints.read_tensors(path)
     assert torch.equal(tensors["model.model.0.conv.weight"], model.model[0].conv.weight.float())
     fresh = checkpoints.build_model("yolo", FULL.yolo)
-    origin = weights_folder.start("yolo", FULL.yolo, fresh, tmp_path / "weights")
+    origin = initial_weights.start("yolo", FULL.yolo, fresh, tmp_path / "weights")
     assert origin["left"] == []
     assert torch.equal(fresh.state_dict()["model.model.9.cv1.conv.weight"], tensors["model.model.9.cv1.conv.weight"])
 
@@ -101,7 +101,7 @@ def test_wrong_files_are_refused_by_name(tmp_path, monkeypatch, write):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "bad.pth")
     with pytest.raises(InputError, match=r"bad\.pth"):
-        weights_folder.import_weights("resnext101_32x8d", tmp_path / "bad.pth", tmp_path / "weights")
+        published_weights.import_weights("resnext101_32x8d", tmp_path / "bad.pth", tmp_path / "weights")
     assert not (tmp_path / "exploded").exists()
     assert not (tmp_path / "weights" / "manifest.json").exists()
 
@@ -113,13 +113,13 @@ def test_damaged_weights_are_refused_by_name(imagenet, tmp_path):
         stream.seek(1_000_000)
         stream.write(b"\xff")
     with pytest.raises(InputError, match=r"efficientnet_lite0\.safetensors is damaged"):
-        weights_folder.verified(tmp_path, "efficientnet_lite0.safetensors")
+        weights_manifest.verified(tmp_path, "efficientnet_lite0.safetensors")
     (tmp_path / "efficientnet_lite0.safetensors").unlink()
     with pytest.raises(InputError, match=r"efficientnet_lite0\.safetensors is missing"):
-        weights_folder.verified(tmp_path, "efficientnet_lite0.safetensors")
+        weights_manifest.verified(tmp_path, "efficientnet_lite0.safetensors")
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(InputError, match=r"manifest\.json is damaged"):
-        weights_folder.read_manifest(tmp_path)
+        weights_manifest.read_manifest(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_damaged_weights_are_refused_by_name(imagenet, tmp_path):
 def test_start_takes_the_backbone_and_says_what_it_left(imagenet, stage, left):
     config = getattr(SMALL, stage)
     model = checkpoints.build_model(stage, config)
-    origin = weights_folder.start(stage, config, model, imagenet)
+    origin = initial_weights.start(stage, config, model, imagenet)
     assert origin["file"] == "efficientnet_lite0.safetensors"
     assert any(left in name for name in origin["left"])
     assert not any("stages" in name for name in origin["left"])
@@ -142,11 +142,11 @@ def test_start_prefers_the_stage_trained_before(imagenet, tmp_path):
         (tmp_path / name).write_bytes((imagenet / name).read_bytes())
     trained = checkpoints.build_model("study", SMALL.study)
     checkpoints.save(tmp_path / "study.safetensors", trained, "study", SMALL.study)
-    weights_folder.register(
+    weights_manifest.register(
         tmp_path / "study.safetensors", stage="study", architecture="x", source="x", licence="x", preset="x"
     )
     model = checkpoints.build_model("study", SMALL.study)
-    origin = weights_folder.start("study", SMALL.study, model, tmp_path)
+    origin = initial_weights.start("study", SMALL.study, model, tmp_path)
     assert (origin["file"], origin["left"]) == ("study.safetensors", [])
     assert torch.equal(model.head[0].weight, trained.head[0].weight)
 
@@ -154,7 +154,7 @@ def test_start_prefers_the_stage_trained_before(imagenet, tmp_path):
 def test_start_without_weights_says_how_to_get_them(tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps({}))
     with pytest.raises(InputError, match="siimcovid weights import resnext101_32x8d"):
-        weights_folder.start("rcnn", FULL.rcnn, nn.Linear(1, 1), tmp_path)
+        initial_weights.start("rcnn", FULL.rcnn, nn.Linear(1, 1), tmp_path)
 
 
 def test_checkpoint_rebuilds_its_model(tmp_path):
@@ -182,12 +182,12 @@ def test_a_trained_backbone_goes_before_the_published_one(imagenet, tmp_path):
     trained = checkpoints.build_model("backbone", SMALL.backbone)
     checkpoints.save(tmp_path / "backbone.safetensors", trained, "backbone", SMALL.backbone)
     preset = load_preset("small")
-    weights_folder.register_trained(tmp_path / "backbone.safetensors", "backbone", preset, "nothing")
-    weights_folder.import_weights("efficientnet_lite0", None, tmp_path)
+    weights_manifest.register_trained(tmp_path / "backbone.safetensors", "backbone", preset, "nothing")
+    published_weights.import_weights("efficientnet_lite0", None, tmp_path)
     for stage in ("rcnn", "yolo", "retinanet", "study"):
         config = getattr(preset, stage)
         model = checkpoints.build_model(stage, config)
-        origin = weights_folder.start(stage, config, model, tmp_path)
+        origin = initial_weights.start(stage, config, model, tmp_path)
         assert origin["file"] == "backbone.safetensors"
         own, theirs = model.state_dict(), trained.state_dict()
         expected = {name: value for name, value in theirs.items() if name.startswith("backbone.stages")}
@@ -200,7 +200,7 @@ def test_a_trained_backbone_goes_before_the_published_one(imagenet, tmp_path):
 
 def test_a_backbone_of_another_architecture_is_passed_over(imagenet):
     entry = {"stage": "backbone", "architecture": "resnext101_32x8d"}
-    manifest = weights_folder.read_manifest(imagenet) | {"backbone.safetensors": entry | {"sha256": "0"}}
+    manifest = weights_manifest.read_manifest(imagenet) | {"backbone.safetensors": entry | {"sha256": "0"}}
     files.write_json(imagenet / "manifest.json", manifest)
     model = checkpoints.build_model("study", SMALL.study)
-    assert weights_folder.start("study", SMALL.study, model, imagenet)["file"] == "efficientnet_lite0.safetensors"
+    assert initial_weights.start("study", SMALL.study, model, imagenet)["file"] == "efficientnet_lite0.safetensors"
