@@ -6,6 +6,7 @@ is needed; the same JSON lies next to it for people. Nothing here is a pickle.
 
 import importlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ MODULES = {"rcnn": "faster_rcnn", "study": "study_classifier"}
 
 
 def build_model(stage: str, config: Any) -> nn.Module:
-    """The stage's model with random weights; a stage of configs.STAGES is built by a module of `siimcovid.models`."""
+    """The stage's model with random weights: `build` of the stage's module in `siimcovid.models`, one of STAGES."""
     return importlib.import_module(f"siimcovid.models.{MODULES.get(stage, stage)}").build(config)
 
 
@@ -44,12 +45,15 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: stream.get_tensor(name) for name in stream.keys()}, dict(stream.metadata() or {})  # noqa: SIM118
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is no whole safetensors file ({error}); write or copy it again") from None
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        raise InputError(f"{path} is no whole safetensors file ({_one_line(error)}); write or copy it again") from None
 
 
 def load(path: Path) -> tuple[str, Any, nn.Module]:
-    """Rebuild a model from its file: (stage, configuration, model in evaluation mode)."""
+    """Rebuild a model from its file: (stage, configuration, model in evaluation mode).
+
+    Raises InputError where the file is missing or damaged, is no trained stage, or holds the tensors of another model.
+    """
     tensors, header = read_tensors(path)
     try:
         facts = json.loads(header["siimcovid"])
@@ -57,12 +61,34 @@ def load(path: Path) -> tuple[str, Any, nn.Module]:
         kind = STAGES[stage]
     except (KeyError, TypeError, ValueError):
         raise InputError(
-            f"{path} is no trained stage of siimcovid: its header names no stage and configuration"
+            f"{path} is no trained stage of siimcovid: its header names no stage and configuration; name a checkpoint "
+            "that `siimcovid train` or a run wrote"
         ) from None
-    config = from_dict(kind, settings)
-    model = build_model(stage, config)
     try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise InputError(f"{path} does not fit the model that its header describes: {error}") from None
+        config = from_dict(kind, settings)
+        model = build_model(stage, config)
+    except InputError as error:
+        raise InputError(f"{path} cannot be rebuilt ({error}); train it again with this version") from None
+    if mismatch := difference(model.state_dict(), tensors):
+        raise InputError(
+            f"{path} does not fit the model that its header describes ({mismatch}); train it again or copy the original"
+        )
+    model.load_state_dict(tensors)
     return stage, config, model.eval()
+
+
+def difference(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """How a file's tensors differ in names and shapes from a model's, in a few words; "" where they are the same."""
+    missing = [name for name in own if name not in given]
+    unknown = [name for name in given if name not in own]
+    reshaped = [name for name in own if name in given and own[name].shape != given[name].shape]
+    parts = [
+        f"{len(names)} tensors {what}, the first {names[0]}"
+        for names, what in ((missing, "are missing"), (unknown, "are unknown"), (reshaped, "have another shape"))
+        if names
+    ]
+    return ", ".join(parts)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -37,15 +37,20 @@ def register_trained(path: Path, stage: str, preset: Preset, data: str) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, str]]:
-    """The manifest of a weights folder. Raises InputError where it is missing or damaged."""
+    """The manifest of a weights folder. Raises InputError where it is missing or damaged, or `folder` is a file."""
     path = Path(folder) / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{folder} has no {MANIFEST}; make it with `siimcovid weights import`") from None
+    except NotADirectoryError:
+        raise InputError(f"{folder} is a file; name the folder that holds {MANIFEST} and the weights") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); name a weights folder that can be") from None
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error}); make it again with `siimcovid weights import`") from None
-    if not isinstance(manifest, dict) or not all(isinstance(e, dict) and "sha256" in e for e in manifest.values()):
+    entries = manifest.values() if isinstance(manifest, dict) else [None]
+    if not all(isinstance(entry, dict) and isinstance(entry.get("sha256"), str) for entry in entries):
         raise InputError(f"{path} is no manifest: it must map file names to entries with a sha256")
     return manifest
 
@@ -58,6 +63,10 @@ def verified(folder: Path, name: str) -> Path:
     path = Path(folder) / name
     if not path.is_file():
         raise InputError(f"{path} is missing though {MANIFEST} lists it; copy it again")
-    if sha256(path) != manifest[name]["sha256"]:
+    try:
+        checksum = sha256(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); copy it again") from None
+    if checksum != manifest[name]["sha256"]:
         raise InputError(f"{path} is damaged: its checksum is not the one in {MANIFEST}; copy it again")
     return path
