@@ -40,9 +40,10 @@ kaggle-check: .venv/installed  ## execute them as Kaggle would
 push: .venv/installed  ## upload them with Kaggle's own client
 	$(BIN)/siimcovid kaggle push
 
-lint: .venv/installed  ## style and format
+lint: .venv/installed  ## style, format and which folder may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 clean:  ## remove what was made, the virtual environment included
 	rm -rf .venv runs

@@ -66,7 +66,7 @@ VARIANTS = {variant.name: variant for variant in trained_variants.variants(("rcn
 )
 def test_which_models_a_system_uses(changes, model_names, negative, boxes):
     outputs = compared_systems.outputs(Kept(), SystemSetup(**changes), VARIANTS)
-    assert list(outputs.seen) == model_names
+    assert list(outputs.predicted_ids) == model_names
     assert outputs.images["image_id"].tolist() == ["a", "b", "c"]
     assert outputs.study_probs["negative"].tolist() == pytest.approx(negative)
     assert len(outputs.detections) == boxes
@@ -137,7 +137,7 @@ def test_ensembles_stand_beside_the_detectors():
 
 def test_numbers_are_fitted_on_other_competitions(monkeypatch):
     """Three competitions of an image each: the fit for one sees the images of the two others, in two folds."""
-    from siimcovid.inference.ensemble import ModelOutputs
+    from siimcovid.inference.model_outputs import ModelOutputs
 
     def data(name):
         image_rows = pd.DataFrame(
@@ -150,7 +150,9 @@ def test_numbers_are_fitted_on_other_competitions(monkeypatch):
     seen = []
 
     def fit(outputs, images, folds, preset):
-        seen.append((outputs.images["image_id"].tolist(), outputs.seen["rcnn"], images["image_id"].tolist(), folds))
+        seen.append(
+            (outputs.images["image_id"].tolist(), outputs.predicted_ids["rcnn"], images["image_id"].tolist(), folds)
+        )
         return {}, pd.DataFrame({"kept": dict.fromkeys(ablation_table.fit_ensemble.ITEMS, False)})
 
     monkeypatch.setattr(ablation_table.fit_ensemble, "fit", fit)

@@ -37,7 +37,8 @@ from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.overrides import override
 from siimcovid.core.processes import Lost
 from siimcovid.data import image_cache
-from siimcovid.inference.ensemble import ModelOutputs, combine
+from siimcovid.inference.ensemble import combine
+from siimcovid.inference.model_outputs import ModelOutputs
 from siimcovid.inference.predictor import predict_table
 from support.dicom_files import write
 from support.tiny_weights import write_weights

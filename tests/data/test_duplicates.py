@@ -8,7 +8,7 @@ import pytest
 from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.presets import load_preset
 from siimcovid.data import duplicates
-from siimcovid.models import weights_folder
+from siimcovid.models import initial_weights
 from siimcovid.training import train_stage
 from siimcovid.training.cross_validation import cross_validate
 
@@ -149,7 +149,7 @@ def fitted(monkeypatch):
 
     monkeypatch.setattr(train_stage, "train", train)
     monkeypatch.setattr(train_stage, "measure", lambda stage, config, model, held_out, cache: set(held_out["image_id"]))
-    monkeypatch.setattr(weights_folder, "start", lambda *arguments: {})
+    monkeypatch.setattr(initial_weights, "start", lambda *arguments: {})
     return seen
 
 

@@ -11,7 +11,7 @@ from pycocotools.cocoeval import COCOeval
 from siimcovid.apps.command_line import main
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import CLASSES, STUDY_COLUMNS, STUDY_LABELS
-from siimcovid.evaluation.mean_average_precision import average_precision, falling, score
+from siimcovid.evaluation.mean_average_precision import average_precision, descending_order, score
 
 UNIT = (0, 0, 10, 10)
 OTHER = (20, 20, 30, 30)
@@ -138,8 +138,8 @@ def test_random_boxes_against_pycocotools(seed, capsys):
 @pytest.mark.parametrize("study_probs", [1, 5, 10**9])
 def test_falling_is_a_stable_sort(study_probs):
     values = np.random.default_rng(0).integers(0, study_probs, 1000) / study_probs
-    assert (falling(values) == np.argsort(-values, kind="stable")).all()
-    assert len(falling(values[:0])) == 0
+    assert (descending_order(values) == np.argsort(-values, kind="stable")).all()
+    assert len(descending_order(values[:0])) == 0
 
 
 # --- whole submissions --------------------------------------------------------------------------------------------

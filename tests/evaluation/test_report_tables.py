@@ -8,7 +8,7 @@ from sklearn.metrics import accuracy_score, average_precision_score, confusion_m
 from siimcovid.apps.command_line import main
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import CLASSES, STUDY_COLUMNS, STUDY_LABELS
-from siimcovid.evaluation.mean_average_precision import Matches, area, compare, match_classes
+from siimcovid.evaluation.mean_average_precision import Matches, area_under_curve, compare, match_classes
 from siimcovid.evaluation.report_tables import (
     as_text,
     box_figures,
@@ -123,7 +123,7 @@ def ranked(seed=0, count=300):
 def test_the_curve_holds_the_area():
     matches = ranked()
     recall, precision = precision_recall(matches)
-    assert precision.sum() / matches.truths == pytest.approx(area(matches))
+    assert precision.sum() / matches.truths == pytest.approx(area_under_curve(matches))
     assert recall[0] == 1 / matches.truths
     assert recall[-1] == matches.hit.sum() / matches.truths
     assert (np.diff(precision) <= 0).all()

@@ -9,17 +9,12 @@ from siimcovid.apps.ablation.trained_variants import PLAIN
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.presets import load_preset
-from siimcovid.inference.ensemble import (
-    ModelOutputs,
-    calibrate,
-    combine,
-    ensemble,
-    laterality_evidence,
-    laterality_probabilities,
-    none_evidence,
-)
+from siimcovid.core.stage_names import member, stage_of
+from siimcovid.inference.calibration import calibrate
+from siimcovid.inference.ensemble import combine, ensemble
+from siimcovid.inference.late_fusion import laterality_evidence, laterality_probabilities, none_evidence
+from siimcovid.inference.model_outputs import ModelOutputs
 from siimcovid.inference.weighted_boxes_fusion import COLUMNS, fuse
-from siimcovid.models.checkpoints import member, stage_of
 
 LEFT, RIGHT = (0.1, 0.2, 0.4, 0.7), (0.6, 0.2, 0.9, 0.7)
 

@@ -14,9 +14,10 @@ from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.overrides import override
 from siimcovid.core.presets import load_preset
 from siimcovid.data import competition
-from siimcovid.evaluation.table_scores import class_scores
+from siimcovid.evaluation.prediction_scores import class_scores
 from siimcovid.inference import fit_ensemble
-from siimcovid.inference.ensemble import ModelOutputs, combine
+from siimcovid.inference.ensemble import combine
+from siimcovid.inference.model_outputs import ModelOutputs
 from support.small_world import PRESET, world
 
 
@@ -42,7 +43,7 @@ def test_where_nothing_can_help_nothing_is_set():
     perfect = ModelOutputs(
         outputs.images,
         outputs.detections,
-        outputs.seen,
+        outputs.predicted_ids,
         outputs.study_probs.assign(**dict(zip(STUDY_LABELS, marks.T, strict=True))),
     )
     numbers, table = fit_ensemble.fit(perfect, images, folds, PRESET)
@@ -57,7 +58,7 @@ def test_no_fit_sees_the_fold_it_is_judged_by(monkeypatch):
 
     def spy(some, truth, preset):
         names = [set(some.images["image_id"]), set(some.detections["image_id"]), set(some.study_probs["image_id"])]
-        names += [set(truth["image_id"]), *(set(seen) for seen in some.seen.values())]
+        names += [set(truth["image_id"]), *(set(seen) for seen in some.predicted_ids.values())]
         saw.append(set.union(*names))
         return {}
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from siimcovid.core import stage_names
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.presets import SMALL, override
 from siimcovid.data.competition import index_table, write_index
 from siimcovid.inference.predictor import predict_images, predict_table
-from siimcovid.models import checkpoints
 from support import split_predictions
 from support.tiny_weights import write_weights
 
@@ -116,7 +116,7 @@ def test_two_processes_say_what_one_says(cached_images, tmp_path):
     """All tables, of mirrored images too, byte by byte in both processes; 11 images are two batches of unequal
     length."""
     folder, _ = cached_images
-    write_weights(folder / "weights", checkpoints.SUBMISSION_STAGES)
+    write_weights(folder / "weights", stage_names.SUBMISSION_STAGES)
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir()
     two.mkdir()

@@ -9,12 +9,12 @@ import pytest
 from siimcovid.apps.ablation.trained_variants import PLAIN
 from siimcovid.core.configuration import PseudoLabelConfig
 from siimcovid.core.presets import load_preset
+from siimcovid.core.stage_names import stage_of
+from siimcovid.evaluation.ensemble_prediction import EnsemblePrediction
 from siimcovid.inference import pseudo_labels
-from siimcovid.inference.ensemble import EnsemblePrediction
 from siimcovid.inference.weighted_boxes_fusion import COLUMNS
 from siimcovid.kernel import stage_models, steps
-from siimcovid.models import weights_folder
-from siimcovid.models.checkpoints import stage_of
+from siimcovid.models import published_weights, weights_manifest
 from siimcovid.synthetic.demo_competition import write_competition
 
 LEFT, RIGHT = [0.1, 0.2, 0.4, 0.7], [0.6, 0.2, 0.9, 0.7]
@@ -81,7 +81,7 @@ def kernel(tmp_path_factory):
     """A fine-tuning run with two members that learns from its test images, and what it said before and after."""
     top = tmp_path_factory.mktemp("pseudo")
     write_competition(top / "competition", train_studies=10, test_studies=4, seed=2, scale=0.03)
-    weights_folder.import_weights("efficientnet_lite0", None, top / "imagenet")
+    published_weights.import_weights("efficientnet_lite0", None, top / "imagenet")
     return top, *go(top / "competition", top / "imagenet", top / "run", "finetune")
 
 
@@ -89,11 +89,11 @@ def test_members_are_trained_without_a_fold_each(kernel):
     top, run, first, _ = kernel
     assert run.degraded == []
     names = ["rcnn", "yolo", "study", "rcnn.1", "yolo.1", "study.1"]
-    manifest = weights_folder.read_manifest(top / "run" / "weights")
+    manifest = weights_manifest.read_manifest(top / "run" / "weights")
     assert {f"{name}.safetensors" for name in names} <= set(manifest)
     for name in names:
         assert manifest[f"{name}.safetensors"]["stage"] == stage_of(name)
-        weights_folder.verified(top / "run" / "weights", f"{name}.safetensors")
+        weights_manifest.verified(top / "run" / "weights", f"{name}.safetensors")
     images = run.prepared_images[(run.images["split"] == "train") & run.images["annotated"]]
     count = [json.loads((top / "run/weights" / f"{n}.json").read_text())["settings"] for n in ("rcnn", "rcnn.1")]
     counted = [json.loads(settings)["images"] for settings in count]

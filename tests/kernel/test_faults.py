@@ -19,11 +19,11 @@ import pytest
 import torch
 from pydicom.uid import JPEGLosslessSV1
 
+from siimcovid.core import stage_names
 from siimcovid.core.errors import InputError
 from siimcovid.evaluation import submission_validator
 from siimcovid.kernel import stage_models
 from siimcovid.kernel.run import summary
-from siimcovid.models import checkpoints
 from siimcovid.synthetic.demo_competition import write_competition
 from support import fault_scenes as make
 from support import fault_workers
@@ -159,7 +159,7 @@ FAULTS = list(faults())
 def material(tmp_path_factory) -> Path:
     top = tmp_path_factory.mktemp("material")
     write_competition(top / "competition", train_studies=8, test_studies=STUDIES, seed=3, scale=0.03)
-    write_weights(top / "weights", checkpoints.SUBMISSION_STAGES)
+    write_weights(top / "weights", stage_names.SUBMISSION_STAGES)
     return top
 
 

@@ -13,7 +13,7 @@ from siimcovid.core.errors import InputError
 from siimcovid.core.labels import CLASSES
 from siimcovid.evaluation import submission_validator
 from siimcovid.kernel import steps
-from siimcovid.models import weights_folder
+from siimcovid.models import published_weights, weights_manifest
 from siimcovid.synthetic.demo_competition import write_competition
 from support.kernel_cells import NOTEBOOK
 
@@ -50,7 +50,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
     top = tmp_path_factory.mktemp("kernel")
     folders = {name: top / name for name in ("competition", "imagenet", "finetune", "infer")}
     write_competition(folders["competition"], train_studies=20, test_studies=8, seed=3, scale=0.1)
-    weights_folder.import_weights("efficientnet_lite0", None, folders["imagenet"])
+    published_weights.import_weights("efficientnet_lite0", None, folders["imagenet"])
     for mode, start in (("finetune", folders["imagenet"]), ("infer", folders["finetune"] / "weights")):
         folders[mode].mkdir()
         execute(folders[mode], MODE=mode, COMPETITION_DIR=str(folders["competition"]), WEIGHTS_DIR=str(start))
@@ -90,7 +90,7 @@ def test_inference_gives_the_same_bytes(runs):
 
 
 def test_weights_and_configuration_are_left(runs):
-    manifest = weights_folder.read_manifest(runs["finetune"] / "weights")
+    manifest = weights_manifest.read_manifest(runs["finetune"] / "weights")
     assert sorted(manifest) == ["rcnn.safetensors", "study.safetensors", "yolo.safetensors"]
     assert paths.is_weights(runs["finetune"] / "weights")
     facts = json.loads((runs["finetune"] / "weights" / "rcnn.json").read_text())
@@ -167,7 +167,7 @@ def test_local_fine_tuning_needs_no_weights_folder(runs, tmp_path):
         str(runs["competition"]), "", str(tmp_path), "small", "finetune", 9, '{"yolo.training.epochs": 1}', True
     )
     assert run.preset.yolo.training.epochs == 1
-    assert weights_folder.read_manifest(run.weights).keys() == {"efficientnet_lite0.safetensors"}
+    assert weights_manifest.read_manifest(run.weights).keys() == {"efficientnet_lite0.safetensors"}
     assert (
         submission_validator.validate(tmp_path / "submission.csv", runs["competition"] / "sample_submission.csv").faults
         == []

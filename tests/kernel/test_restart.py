@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from siimcovid.core import stage_names
 from siimcovid.evaluation import submission_validator
-from siimcovid.models import checkpoints, weights_folder
+from siimcovid.models import published_weights
 from siimcovid.synthetic.demo_competition import write_competition
 from support import restarts
 
@@ -18,7 +19,7 @@ def runs(tmp_path_factory) -> tuple[Path, list[list[str]]]:
     """The folder of both runs with the competition, and what was printed of each start."""
     top = tmp_path_factory.mktemp("restart")
     write_competition(top / "competition", train_studies=8, test_studies=3, seed=2, scale=0.03)
-    weights_folder.import_weights("efficientnet_lite0", None, top / "imagenet")
+    published_weights.import_weights("efficientnet_lite0", None, top / "imagenet")
     # as text, since every worker would read a file again
     program = "import sys; from support import restarts; restarts.main(*sys.argv[1:])"
     command = [sys.executable, "-c", program, *(str(top / name) for name in ("competition", "imagenet", "."))]
@@ -38,7 +39,7 @@ def test_every_step_was_ended_and_nothing_degraded(runs):
 
 def test_the_same_bytes(runs):
     top, _ = runs
-    names = [f"weights/{stage}{k}.safetensors" for stage in checkpoints.SUBMISSION_STAGES for k in ("", ".1")]
+    names = [f"weights/{stage}{k}.safetensors" for stage in stage_names.SUBMISSION_STAGES for k in ("", ".1")]
     names += [f"weights/{folder}pseudo/{d}.safetensors" for folder in ("", "member_1/") for d in ("rcnn", "yolo")]
     names += [
         "detections.csv",

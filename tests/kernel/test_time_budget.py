@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from siimcovid.core import stage_names
 from siimcovid.core.errors import InputError
 from siimcovid.core.presets import load_preset
 from siimcovid.data import image_cache
@@ -17,7 +18,6 @@ from siimcovid.inference import predictor
 from siimcovid.kernel import stage_models, step_profile, steps, time_budget
 from siimcovid.kernel.run import Run, summary
 from siimcovid.kernel.time_budget import Profile, RunPlan, StageProfile, TimeBudget
-from siimcovid.models import checkpoints
 from siimcovid.synthetic.demo_competition import write_competition
 from siimcovid.training import train_stage
 from support.kernel_cells import draw_nothing, run_cells
@@ -200,7 +200,7 @@ def test_choices_survive_json():
 @pytest.mark.parametrize("name", ["full", "small"])
 def test_choices_change_the_preset(name):
     preset = load_preset(name)
-    requested = time_budget.plan_of_preset(preset, checkpoints.DETECTORS, True)
+    requested = time_budget.plan_of_preset(preset, stage_names.DETECTORS, True)
     assert time_budget.apply(preset, requested) == preset
     chosen = replace(
         requested, hflip_tta=False, epochs={"yolo": 3}, scale={"rcnn": 0.5, "study": 0.75}, batch={"yolo": 1}
@@ -225,7 +225,7 @@ STUDIES, SIDE = 8, 128
 def material(tmp_path_factory) -> Path:
     top = tmp_path_factory.mktemp("budget")
     write_competition(top / "competition", train_studies=8, test_studies=STUDIES, seed=1, scale=0.03)
-    write_weights(top / "weights", checkpoints.SUBMISSION_STAGES)
+    write_weights(top / "weights", stage_names.SUBMISSION_STAGES)
     return top
 
 
@@ -351,7 +351,7 @@ def test_models_slower_than_measured_are_stopped_by_the_clock(slow):
 
 
 def test_slow_training_gets_fewer_epochs(slow):
-    requested = {f"{stage}.training.epochs": 10 for stage in checkpoints.SUBMISSION_STAGES}
+    requested = {f"{stage}.training.epochs": 10 for stage in stage_names.SUBMISSION_STAGES}
     run = slow(1.0, epoch=100, MODE="finetune", OVERRIDES={"cache_size": 64, **requested})
     assert run.budget.spent() <= 3600
     assert any(line.startswith("training epochs") for line in run.dropped)

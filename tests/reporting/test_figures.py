@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from siimcovid.core.errors import InputError
 from siimcovid.data.dataset_statistics import box_table
-from siimcovid.evaluation.mean_average_precision import area
+from siimcovid.evaluation.mean_average_precision import area_under_curve
 from siimcovid.reporting import figures
 from siimcovid.reporting.figures.figure_style import INK, LINES
 from siimcovid.reporting.figures.training_figures import curves_of, spell_seconds
@@ -76,7 +76,7 @@ def test_area_under_each_curve_is_its_average_precision(evaluations):
     assert [axis.get_title(loc="left") for axis in axes][4:] == ["none", "opacity"]
     for evaluation, line in zip(evaluations, axes[5].lines, strict=True):
         recall, precision = line.get_data()
-        assert (np.diff(recall) * precision[1:]).sum() == pytest.approx(area(evaluation.matches["opacity"]))
+        assert (np.diff(recall) * precision[1:]).sum() == pytest.approx(area_under_curve(evaluation.matches["opacity"]))
         assert line.get_color() == LINES[evaluation.name]
         assert line.get_drawstyle() == "steps-pre"  # the interpolated precision holds back to the hit before
     assert len(axes[0].lines) == 1  # the detectors share their study model

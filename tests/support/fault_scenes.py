@@ -16,7 +16,7 @@ import torch
 
 from siimcovid.data import image_cache
 from siimcovid.kernel.run import Run, summary
-from siimcovid.models import checkpoints, weights_folder
+from siimcovid.models import checkpoints, weights_manifest
 from siimcovid.training import train_stage
 from support import fault_workers
 from support.kernel_cells import run_cells
@@ -167,7 +167,7 @@ def not_finite(stage: str) -> Callable[[Scene], None]:
         entries = json.loads(manifest.read_text())
         manifest.unlink()
         manifest.write_text(json.dumps(entries))
-        weights_folder.register(path, stage=stage)
+        weights_manifest.register(path, stage=stage)
 
     return inject
 

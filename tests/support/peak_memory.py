@@ -76,7 +76,7 @@ def measure(competition: str, weights: str, out: str, side: str) -> None:
 
 def peaks(images: list[int], scale: float, side: int) -> dict[int, tuple[float, float]]:
     """Number of images -> megabytes of the notebook's process, and of the largest of its descendants."""
-    from siimcovid.models.checkpoints import SUBMISSION_STAGES
+    from siimcovid.core.stage_names import SUBMISSION_STAGES
     from siimcovid.synthetic.demo_competition import write_competition
     from support.tiny_weights import write_weights
 

@@ -14,11 +14,11 @@ from unittest import mock
 
 import torch
 
+from siimcovid.core.stage_names import SUBMISSION_STAGES
 from siimcovid.data import competition, image_cache
 from siimcovid.inference import predictor, weighted_boxes_fusion
 from siimcovid.kernel import predict_and_submit, step_profile
 from siimcovid.models import faster_rcnn, study_classifier, yolo  # noqa: F401 - for the children
-from siimcovid.models.checkpoints import SUBMISSION_STAGES
 from siimcovid.training import train_stage, training_loop
 from support.kernel_cells import draw_nothing, run_cells
 

@@ -10,7 +10,7 @@ from scipy.special import expit
 from siimcovid.apps.ablation.trained_variants import PLAIN
 from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.presets import load_preset
-from siimcovid.inference.ensemble import ModelOutputs
+from siimcovid.inference.model_outputs import ModelOutputs
 from siimcovid.inference.weighted_boxes_fusion import COLUMNS
 
 LEFT, RIGHT = [0.1, 0.2, 0.4, 0.7], [0.6, 0.2, 0.9, 0.7]

@@ -8,14 +8,15 @@ def work(folder: Path, out: Path) -> None:
     """Write the tables of every model on FOLDER/index.csv and FOLDER/cache, in each process a copy of its own."""
     import torch
 
+    from siimcovid.core import stage_names
     from siimcovid.data.competition import read_index
     from siimcovid.inference.predictor import predict_table
     from siimcovid.models import checkpoints
 
     torch.set_num_threads(1)
     images, rank = read_index(folder / "index.csv"), os.environ.get("RANK", "0")
-    for stage in checkpoints.SUBMISSION_STAGES:
-        for hflip in (False, True) if stage in checkpoints.DETECTORS else (False,):
+    for stage in stage_names.SUBMISSION_STAGES:
+        for hflip in (False, True) if stage in stage_names.DETECTORS else (False,):
             _, config, model = checkpoints.load(folder / "weights" / f"{stage}.safetensors")
             table = predict_table(stage, config, model, images, folder / "cache", hflip)
             table.to_csv(out / f"{stage}-{hflip}-{rank}.csv", index=False)

@@ -12,8 +12,8 @@ from siimcovid.core.errors import InputError
 from siimcovid.core.labels import CLASSES, STUDY_COLUMNS, STUDY_LABELS
 from siimcovid.core.overrides import override
 from siimcovid.core.presets import load_preset
-from siimcovid.models.checkpoints import member
-from siimcovid.models.weights_folder import read_manifest, register_trained, verified
+from siimcovid.core.stage_names import member
+from siimcovid.models.weights_manifest import read_manifest, register_trained, verified
 from siimcovid.synthetic.demo_competition import write_competition
 from siimcovid.training import cross_validation
 from siimcovid.training.cross_validation import cross_validate, refuse_leaks, score

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from siimcovid.apps import command_line
-from siimcovid.models import checkpoints, weights_folder
+from siimcovid.models import checkpoints, weights_manifest
 from siimcovid.synthetic.demo_competition import write_competition
 from siimcovid.synthetic.pretraining_sets import write_pretraining
 
@@ -50,7 +50,7 @@ def test_the_chain(folders, capsys):
         assert train(stage, "--data", folders / data, "--out", out, "--fold", 0, *given) == 0
         said = capsys.readouterr().out
         assert f"started from {start}: " in said if start else "started from random weights" in said
-        assert weights_folder.verified(out, f"{stage}.safetensors").name == f"{stage}.safetensors"
+        assert weights_manifest.verified(out, f"{stage}.safetensors").name == f"{stage}.safetensors"
         assert checkpoints.load(out / f"{stage}.safetensors")[0] == stage
         facts = json.loads((out / f"{stage}.json").read_text())
         assert facts["start"]["file"] == start

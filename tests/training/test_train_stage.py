@@ -13,7 +13,7 @@ from siimcovid.core.labels import NIH_FINDINGS
 from siimcovid.core.presets import SMALL, load_preset
 from siimcovid.data.datasets import ImageDataset
 from siimcovid.inference.predictor import predict_table, study_probabilities
-from siimcovid.models import checkpoints, weights_folder
+from siimcovid.models import checkpoints, initial_weights
 from siimcovid.training import train_stage
 from support.stages import BOX, Fixed, eight_images
 
@@ -87,7 +87,7 @@ def test_fit_leaves_out_what_nobody_annotated(cached_images, tmp_path, monkeypat
     monkeypatch.setattr(
         train_stage, "train", lambda stage, config, model, dataset, out, **options: seen.update(options, n=dataset)
     )
-    monkeypatch.setattr(weights_folder, "start", lambda *arguments: {})
+    monkeypatch.setattr(initial_weights, "start", lambda *arguments: {})
     preset = load_preset("small", {"rcnn.size": 64, "rcnn.training.balance": "oversample"})
     train_stage.fit("rcnn", preset, images, folder, tmp_path, tmp_path)
     assert seen["n"].image_ids == [f"image{k}" for k in range(7)]
@@ -102,7 +102,7 @@ def test_fit_holds_a_fold_of_patients_out(cached_images, tmp_path, monkeypatch):
         train_stage, "train", lambda stage, config, model, dataset, out, **options: seen.update(options, n=dataset)
     )
     monkeypatch.setattr(train_stage, "measure", lambda stage, config, model, held_out, cache: held_out)
-    monkeypatch.setattr(weights_folder, "start", lambda *arguments: {})
+    monkeypatch.setattr(initial_weights, "start", lambda *arguments: {})
     preset = load_preset("small", {"rcnn.size": 64, "rcnn.training.validate": True, "folds": 2})
     train_stage.fit("rcnn", preset, images, folder, tmp_path, tmp_path)
     held_out = seen["evaluate"](None)

@@ -21,10 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:  # the worker processes import this module, and need no torch
-    from accelerate import PartialState
+from typing import Any
 
 #: So many processes may die in a row before they are ready for work; then it is not the jobs' fault.
 FALSE_STARTS = 3
@@ -49,17 +46,6 @@ class _Worker:
 def processors() -> int:
     """Number of processors that this process may use."""
     return len(os.sched_getaffinity(0))
-
-
-def launched_as() -> "PartialState":
-    """Which process of how many this is, in a launch by torchrun or `accelerate launch`; else the only one.
-
-    accelerate counts processes on CPUs only where it is told to use the CPU, and settles that at the first question.
-    """
-    import torch
-    from accelerate import PartialState
-
-    return PartialState(cpu=not torch.cuda.is_available())
 
 
 def run_apart(function: Callable[[Any], Any], jobs: Iterable[Any], workers: int, limit: float) -> Iterator[tuple]:

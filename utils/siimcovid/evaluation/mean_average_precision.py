@@ -16,7 +16,7 @@ kit's `VOCevaldet.m` and `VOCap.m`:
 
 Two departures, both the competition's: the threshold is strict (the kit's is >=), and coordinates are continuous, so
 that a width is xmax - xmin (the kit adds 1; with that the dummy box 0 0 1 1 would have an area of 4, at no effect).
-For `none` and the study study labels all boxes are that dummy, and average precision is one of ranking.
+For `none` and the study labels all boxes are that dummy, and average precision is one of ranking.
 
 A class of which the truth has no box has no average precision: it is nan and left out of the mean.
 """
@@ -99,9 +99,14 @@ def match_classes(comparison: Comparison) -> dict[str, Matches]:
 
 def average_precisions(matches: dict[str, Matches]) -> dict:
     """{class: average precision, "mean": their mean}; nan for a class without truth, which the mean leaves out."""
-    scores = {name: area(matches[name]) for name in CLASSES}
+    scores = {name: area_under_curve(matches[name]) for name in CLASSES}
+    return {**scores, "mean": mean_of_known(scores)}
+
+
+def mean_of_known(scores: dict[str, float]) -> float:
+    """Mean of the average precisions that are not nan; nan where all are."""
     known = [value for value in scores.values() if not np.isnan(value)]
-    return {**scores, "mean": float(np.mean(known)) if known else float("nan")}
+    return float(np.mean(known)) if known else float("nan")
 
 
 def study_precisions(study_probs: pd.DataFrame, truth: pd.Series) -> dict[str, float]:
@@ -110,20 +115,19 @@ def study_precisions(study_probs: pd.DataFrame, truth: pd.Series) -> dict[str, f
 
     truth: study_id -> study label. A study label that no study has is nan and left out of the mean.
     """
-    known, scores = truth.reindex(study_probs["study_id"]).to_numpy(), {}
+    true_labels, scores = truth.reindex(study_probs["study_id"]).to_numpy(), {}
     for name in STUDY_LABELS:
-        order = falling(study_probs[name].to_numpy())
-        hit = (known == name)[order]
-        scores[name] = area(Matches(study_probs[name].to_numpy()[order], hit, int(hit.sum())))
-    known = [value for value in scores.values() if not np.isnan(value)]
-    return scores | {"mean": float(np.mean(known)) if known else float("nan")}
+        order = descending_order(study_probs[name].to_numpy())
+        hit = (true_labels == name)[order]
+        scores[name] = area_under_curve(Matches(study_probs[name].to_numpy()[order], hit, int(hit.sum())))
+    return scores | {"mean": mean_of_known(scores)}
 
 
 def average_precision(
     rows: np.ndarray, confidence: np.ndarray, boxes: np.ndarray, truth_rows: np.ndarray, truth_boxes: np.ndarray
 ) -> float:
     """VOC 2010's average precision of one class; arguments as in `match`. nan without a true box."""
-    return area(match(rows, confidence, boxes, truth_rows, truth_boxes))
+    return area_under_curve(match(rows, confidence, boxes, truth_rows, truth_boxes))
 
 
 def match(
@@ -149,7 +153,7 @@ def match(
         higher = np.flatnonzero(overlap > highest[some])
         highest[some[higher]], claim[some[higher]] = overlap[higher], truth[higher]
 
-    ranking = falling(confidence)
+    ranking = descending_order(confidence)
     claimed = claim[ranking]
     claimants = np.flatnonzero(claimed >= 0)
     _, first_claim = np.unique(claimed[claimants], return_index=True)
@@ -158,7 +162,7 @@ def match(
     return Matches(confidence[ranking], hit, len(truth_rows))
 
 
-def falling(values: np.ndarray) -> np.ndarray:
+def descending_order(values: np.ndarray) -> np.ndarray:
     """Indices that sort (n,) values from high to low, equal ones in the order given.
 
     A stable argsort in half its time: numpy's unstable argsort and its sort of integers use the processor's vector
@@ -182,7 +186,7 @@ def paired_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
 
 
-def area(matches: Matches) -> float:
+def area_under_curve(matches: Matches) -> float:
     """Area under the interpolated precision-recall curve, all points; nan without a true box, 0 without predictions."""
     if matches.truths == 0:
         return float("nan")

@@ -21,7 +21,7 @@ from siimcovid.core.labels import CLASSES, STUDY_LABELS
 from siimcovid.evaluation.mean_average_precision import (
     Comparison,
     Matches,
-    area,
+    area_under_curve,
     average_precisions,
     compare,
     match_classes,
@@ -155,7 +155,7 @@ def box_figures(matches: Matches, threshold: float) -> dict:
     kept = int((matches.confidence >= threshold).sum())  # a prefix of the ranking, so its matches are the same
     hits = int(matches.hit[:kept].sum())
     return {
-        "mAP@.50": area(matches),
+        "mAP@.50": area_under_curve(matches),
         "F1": _ratio(2 * hits, kept + matches.truths),
         "recall": _ratio(hits, matches.truths),
         "precision": _ratio(hits, kept),
@@ -186,7 +186,7 @@ def study_figures(comparison: Comparison, matches: dict[str, Matches]) -> dict:
     np.add.at(confusion, (true, confidence.argmax(axis=1)), 1)
     right, truths, predicted = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
     seen = truths + predicted > 0
-    precisions = [area(matches[name]) for name in STUDY_LABELS]
+    precisions = [area_under_curve(matches[name]) for name in STUDY_LABELS]
     return {
         "accuracy": _ratio(right.sum(), truths.sum(), empty=np.nan),
         "mean recall": _mean_ratio(right, truths, seen),

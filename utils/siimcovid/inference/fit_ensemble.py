@@ -31,23 +31,22 @@ from siimcovid.core.errors import InputError
 from siimcovid.core.files import write_json
 from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.overrides import override
+from siimcovid.core.stage_names import stage_of
+from siimcovid.evaluation.ensemble_prediction import EnsemblePrediction
 from siimcovid.evaluation.mean_average_precision import match, study_precisions
-from siimcovid.evaluation.table_scores import against, class_scores, opacity_score, true_study_labels
-from siimcovid.inference.ensemble import (
-    EnsemblePrediction,
-    ModelOutputs,
-    combine,
-    ensemble,
+from siimcovid.evaluation.prediction_scores import class_scores, match_arguments, opacity_score, true_study_labels
+from siimcovid.inference.calibration import logits
+from siimcovid.inference.ensemble import combine, ensemble
+from siimcovid.inference.late_fusion import (
     image_none,
     laterality_evidence,
-    logits,
     none_evidence,
     rescore_boxes,
     weigh_by_laterality,
 )
+from siimcovid.inference.model_outputs import ModelOutputs
 from siimcovid.inference.predictor import study_probabilities
-from siimcovid.models import weights_folder
-from siimcovid.models.checkpoints import stage_of
+from siimcovid.models import weights_manifest
 
 #: The file of fitted numbers in a weights folder: overrides of the preset, as JSON.
 FILE = "ensemble.json"
@@ -84,8 +83,8 @@ def fit_calibration(outputs: ModelOutputs, images: pd.DataFrame, preset: Preset)
     numbers: list[float] = []
     for detector in preset.fusion.detectors:
         scores, hits = [], []
-        for model_name in (model_name for model_name in outputs.seen if stage_of(model_name) == detector):
-            matches = match(*against(outputs.detections[outputs.detections["model"] == model_name], images))
+        for model_name in (model_name for model_name in outputs.predicted_ids if stage_of(model_name) == detector):
+            matches = match(*match_arguments(outputs.detections[outputs.detections["model"] == model_name], images))
             scores.append(matches.confidence)
             hits.append(matches.hit)
         score, hit = (np.concatenate([*parts, []]) for parts in (scores, hits))
@@ -212,18 +211,6 @@ ITEMS: dict[str, Fit] = {
 }
 
 
-def part(outputs: ModelOutputs, image_ids: set[str]) -> ModelOutputs:
-    """What was said of some of the images."""
-
-    def of(table: pd.DataFrame) -> pd.DataFrame:
-        return table[table["image_id"].isin(image_ids)]
-
-    seen = {
-        model_name: [image for image in images if image in image_ids] for model_name, images in outputs.seen.items()
-    }
-    return ModelOutputs(of(outputs.images), of(outputs.detections), seen, of(outputs.study_probs))
-
-
 def join(answers: Sequence[EnsemblePrediction]) -> EnsemblePrediction:
     """Answers to different images as one."""
     return EnsemblePrediction(
@@ -263,8 +250,8 @@ def fit(
         raise InputError("a combination is fitted without each fold in turn: it needs images of at least two folds")
     held_out = {k: {name for name in outputs.images["image_id"] if folds[name] == k} for k in numbers}
     every = set(outputs.images["image_id"])
-    test = {k: part(outputs, ids) for k, ids in held_out.items()}
-    rest = {k: part(outputs, every - ids) for k, ids in held_out.items()}
+    test = {k: outputs.of_images(ids) for k, ids in held_out.items()}
+    rest = {k: outputs.of_images(every - ids) for k, ids in held_out.items()}
     images = images[images["image_id"].isin(every)]
 
     fitted: dict[int, dict[str, Any]] = {k: {} for k in numbers}  # without that fold
@@ -296,7 +283,7 @@ def write(folder: Path, overrides: Mapping[str, Any], preset: Preset, data: str)
     """Write the fitted numbers into a weights folder and enter them into its manifest."""
     path = Path(folder) / FILE
     write_json(path, dict(overrides))
-    weights_folder.register(
+    weights_manifest.register(
         path,
         stage="combination",
         architecture=", ".join(preset.fusion.detectors),
@@ -309,10 +296,10 @@ def write(folder: Path, overrides: Mapping[str, Any], preset: Preset, data: str)
 
 def read(folder: Path) -> dict[str, Any]:
     """The fitted numbers of a weights folder, {} where it has none. Raises InputError where they are damaged."""
-    if FILE not in weights_folder.read_manifest(folder):
+    if FILE not in weights_manifest.read_manifest(folder):
         return {}
     try:
-        numbers = json.loads(weights_folder.verified(folder, FILE).read_text(encoding="utf-8"))
+        numbers = json.loads(weights_manifest.verified(folder, FILE).read_text(encoding="utf-8"))
         if not all(key.startswith(("fusion.", "late_fusion.")) for key in numbers):
             raise ValueError("it sets other than fusion and late_fusion")
     except (ValueError, AttributeError) as error:

@@ -24,10 +24,10 @@ from tqdm import tqdm
 
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import STUDY_LABELS
-from siimcovid.core.processes import launched_as
 from siimcovid.data.datasets import SHARED, ImageDataset, loader
 from siimcovid.data.image_cache import read
 from siimcovid.models.backbone import for_inference
+from siimcovid.models.device import default_device, launched_as
 from siimcovid.models.study_classifier import probabilities
 
 DETECTION_COLUMNS = ["image_id", "model", "score", "x1", "y1", "x2", "y2"]
@@ -148,11 +148,6 @@ def predict_images(
     table.insert(0, "model", f"{stage}_hflip" if hflip else stage)
     table.insert(0, "image_id", np.repeat(np.array(names, dtype=object), [len(values) for _, values in rows]))
     return Predictions(table, names, unreadable, not_finite)
-
-
-def default_device() -> torch.device:
-    """The GPU (of this process, where there are several), else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _arrays(output: Tensor | list[tuple[Tensor, Tensor]]) -> list[np.ndarray]:

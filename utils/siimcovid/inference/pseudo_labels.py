@@ -9,7 +9,7 @@ import pandas as pd
 
 from siimcovid.core.configuration import Preset, PseudoLabelConfig
 from siimcovid.core.overrides import override
-from siimcovid.inference.ensemble import EnsemblePrediction
+from siimcovid.evaluation.ensemble_prediction import EnsemblePrediction
 
 CORNERS = ["x1", "y1", "x2", "y2"]
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from siimcovid.core import stage_names
 from siimcovid.core.paths import COMPETITION_SLUG
 from siimcovid.kaggle import CODE_ARCHIVE, SLUGS
 
@@ -85,14 +86,14 @@ def write_tiny_weights(folder: Path, side: int = 96) -> Path:
     import torch
 
     from siimcovid.core.presets import load_preset
-    from siimcovid.models import checkpoints, weights_folder
+    from siimcovid.models import checkpoints, weights_manifest
 
-    stages: Sequence[str] = checkpoints.SUBMISSION_STAGES
+    stages: Sequence[str] = stage_names.SUBMISSION_STAGES
     preset = load_preset("small", {f"{stage}.{key}": side for stage in stages for key in ("size", "infer_size")})
     for stage in stages:
         torch.manual_seed(0)
         config = getattr(preset, stage)
         path = folder / f"{stage}.safetensors"
         checkpoints.save(path, checkpoints.build_model(stage, config), stage, config)
-        weights_folder.register_trained(path, stage, preset, "nothing")
+        weights_manifest.register_trained(path, stage, preset, "nothing")
     return folder

@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 
 from siimcovid.core.errors import InputError
-from siimcovid.models.checkpoints import SUBMISSION_STAGES
-from siimcovid.models.weights_folder import MANIFEST, read_manifest, verified
+from siimcovid.core.stage_names import SUBMISSION_STAGES
+from siimcovid.models.weights_manifest import MANIFEST, read_manifest, verified
 
 
 def verify(folder: Path) -> list[Path]:

@@ -166,9 +166,9 @@ def find_weights(run: Run, explicit: str) -> None:
         except InputError:
             if explicit or run.mode != "finetune" or run.requested.rcnn.backbone != "efficientnet_lite0":
                 raise
-            from siimcovid.models import weights_folder
+            from siimcovid.models import published_weights
 
-            folder = weights_folder.import_weights("efficientnet_lite0", None, run.folder / "imagenet").parent
+            folder = published_weights.import_weights("efficientnet_lite0", None, run.folder / "imagenet").parent
         run.weights = folder
         _check_manifest(folder)
         return
@@ -190,9 +190,9 @@ def read_combination(run: Run) -> None:
 
 
 def _check_manifest(folder: Path) -> None:
-    from siimcovid.models import weights_folder
+    from siimcovid.models import weights_manifest
 
-    weights_folder.read_manifest(folder)
+    weights_manifest.read_manifest(folder)
 
 
 def priors(run: Run) -> submission_csv.Priors:

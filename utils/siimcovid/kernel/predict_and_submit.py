@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import torch
 
+from siimcovid.core import stage_names
 from siimcovid.core.configuration import LateFusionConfig
 from siimcovid.core.errors import InputError
 from siimcovid.core.files import atomic_path
@@ -21,10 +22,9 @@ from siimcovid.core.tables import find_table, some
 from siimcovid.evaluation import submission_csv, submission_validator
 from siimcovid.kernel import kernel_inputs
 from siimcovid.kernel.run import Run
-from siimcovid.models import checkpoints
 
 if TYPE_CHECKING:
-    from siimcovid.inference.ensemble import ModelOutputs
+    from siimcovid.inference.model_outputs import ModelOutputs
 
 ENSEMBLE = "ensemble"
 DETECTIONS = ["image_id", "model", "score", "x1", "y1", "x2", "y2"]
@@ -49,7 +49,7 @@ def _look(run: Run, step: str, model: str, hflip: bool = False, change: Callable
 
     if not (loaded := stage_models.load(run, model)):
         return None
-    stage, name = checkpoints.stage_of(model), f"{model}_hflip" if hflip else model
+    stage, name = stage_names.stage_of(model), f"{model}_hflip" if hflip else model
     if not run.has_time(step):
         run.end(f"{name} looks at no image")
         return None
@@ -66,7 +66,7 @@ def _look(run: Run, step: str, model: str, hflip: bool = False, change: Callable
         if device:
             raise MemoryError(f"memory does not suffice for {model} on a single image")
         batch, device = (batch // 2, None) if batch > 1 else (1, "cpu")
-    if stage in checkpoints.DETECTORS:
+    if stage in stage_names.DETECTORS:
         run.seen[name] = outputs.image_ids
     missed = len(run.test) - len(outputs.image_ids) - len(outputs.unreadable) - len(outputs.not_finite)
     if missed:
@@ -128,7 +128,7 @@ def with_ensemble(run: Run, detections: pd.DataFrame) -> pd.DataFrame:
 
 def outputs(run: Run, detections: pd.DataFrame) -> "ModelOutputs":
     """What the models said of the test images, to be combined."""
-    from siimcovid.inference.ensemble import ModelOutputs
+    from siimcovid.inference.model_outputs import ModelOutputs
 
     images = run.test[["image_id", "study_id"]]
     outputs = ModelOutputs(images, detections[detections["model"] != ENSEMBLE], run.seen)
@@ -198,7 +198,7 @@ def submit(run: Run, detections: pd.DataFrame, study_probs: pd.DataFrame) -> Pat
                 if len(prediction.study_probs):
                     _write_table(prediction.study_probs, run.folder / "study_probabilities.csv")
         for model in run.seen:
-            if model in checkpoints.DETECTORS:
+            if model in stage_names.DETECTORS:
                 _write_submission(run, model, detections, study_probs, submission_file(run, model))
     run.revise()
     return submission_file(run, ENSEMBLE)

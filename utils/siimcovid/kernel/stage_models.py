@@ -17,12 +17,12 @@ from siimcovid.core.errors import InputError
 from siimcovid.core.files import atomic_path, link
 from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.overrides import override
+from siimcovid.core.stage_names import stage_of
 from siimcovid.data import duplicates, folds
 from siimcovid.kernel.run import Run
 from siimcovid.kernel.time_budget import smaller_images
-from siimcovid.models import checkpoints, weights_folder
+from siimcovid.models import checkpoints, weights_manifest
 from siimcovid.models.backbone import for_inference
-from siimcovid.models.checkpoints import stage_of
 from siimcovid.training import multi_gpu, train_stage
 
 
@@ -63,13 +63,13 @@ def member_images(run: Run, name: str) -> tuple[Preset, pd.DataFrame]:
 
 def offer(run: Run, name: str, path: Path) -> None:
     """Enter a trained model into the manifest beside it; a member's file also goes, under its name, to the others."""
-    weights_folder.register_trained(path, stage_of(name), run.preset, run.source.name)
+    weights_manifest.register_trained(path, stage_of(name), run.preset, run.source.name)
     flat = run.folder / "weights" / f"{name}.safetensors"
     if flat != path:
         for end in (".safetensors", ".json"):
             with atomic_path(flat.with_name(name + end)) as temporary:
                 link(path.with_suffix(end), temporary)
-        weights_folder.register_trained(flat, stage_of(name), run.preset, run.source.name)
+        weights_manifest.register_trained(flat, stage_of(name), run.preset, run.source.name)
 
 
 def fit(
@@ -117,7 +117,7 @@ def given(run: Run, name: str) -> Path:
     file = f"{name}.safetensors"
     if run.weights is None:
         raise InputError(f"there is no weights folder, so no {file}")
-    return weights_folder.verified(run.weights, file) if run.verify else run.weights / file
+    return weights_manifest.verified(run.weights, file) if run.verify else run.weights / file
 
 
 def read(path: Path, stage: str) -> tuple[Any, nn.Module]:

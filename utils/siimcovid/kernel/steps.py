@@ -27,6 +27,7 @@ from typing import Any
 
 import pandas as pd
 
+from siimcovid.core import stage_names
 from siimcovid.data import competition
 from siimcovid.evaluation import submission_csv
 from siimcovid.kernel import kernel_inputs, scoreboard, time_budget
@@ -46,7 +47,6 @@ from siimcovid.kernel.predict_and_submit import (
 from siimcovid.kernel.run import Run, summary
 from siimcovid.kernel.scoreboard import true_boxes
 from siimcovid.kernel.time_budget import RESERVE
-from siimcovid.models import checkpoints
 
 __all__ = [
     "classify",
@@ -228,7 +228,7 @@ def _train(run: Run, name: str) -> Path | None:
     """Train a model, with half the batch as often as memory is short; None where there is no time for an epoch."""
     from siimcovid.kernel import stage_models
 
-    step, path, stage = f"fit {name}", stage_models.own(run, name), checkpoints.stage_of(name)
+    step, path, stage = f"fit {name}", stage_models.own(run, name), stage_names.stage_of(name)
     resume = path.with_name(f"{stage}.resume.pt")
     one = replace(run.plan, epochs={**run.plan.epochs, stage: 1})
     shortest = time_budget.forecast(run.profile, one)[step]
@@ -291,7 +291,7 @@ def fine_tune_on_pseudo_labels(run: Run, detections: pd.DataFrame) -> pd.DataFra
 
         for name in run.plan.models(run.plan.detectors) if len(labelled) else ():
             with run.recover("fine_tune_on_pseudo_labels", f"{name} as it was"):
-                start, stage = stage_models.own(run, name).parent, checkpoints.stage_of(name)
+                start, stage = stage_models.own(run, name).parent, stage_names.stage_of(name)
                 preset, images = pseudo_labels.further(stage, *stage_models.member_images(run, name), labelled)
                 path = stage_models.fit(
                     run, name, preset, images, start / "pseudo", may_start_epoch, start, "fine_tune_on_pseudo_labels"

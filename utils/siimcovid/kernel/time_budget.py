@@ -17,7 +17,7 @@ from typing import Any
 from siimcovid.core.configuration import Preset
 from siimcovid.core.errors import InputError
 from siimcovid.core.overrides import override
-from siimcovid.models.checkpoints import member, stage_of
+from siimcovid.core.stage_names import member, stage_of
 
 #: Share of the hours that is planned for nothing: what no measurement on the first images foresees.
 RESERVE = 0.1

@@ -1,7 +1,7 @@
-"""The convolutional network that Faster R-CNN, the small YOLO and the study model start from, and its own training.
+"""The pretrained network of the detectors and the study model, and its own training on NIH ChestX-ray14.
 
 In: (B, 3, S, S) float images, normalised with IMAGENET_MEAN and IMAGENET_STD. Out: feature maps, or their mean. The
-stage `backbone` trains it to tell the findings of NIH ChestX-ray14. Two architectures: torchvision's ResNeXt-101 32x8d
+stage `backbone` trains it to classify that data set's findings. Two architectures: torchvision's ResNeXt-101 32x8d
 (report, section 3.1) and EfficientNet-Lite0 (the small twin; Tan and Le 2019, the "lite" variant without
 squeeze-and-excitation), whose ImageNet weights come as a Python package.
 """
@@ -126,17 +126,17 @@ def freeze_batch_norm(module: nn.Module) -> nn.Module:
 def for_inference(model: nn.Module) -> nn.Module:
     """A copy of a model that predicts the same, up to rounding, and faster: channels last, batch norms folded.
 
-    A batch norm (frozen or not) that stands right behind a convolution among a module's children, as it does in all
-    networks here, becomes part of the convolution's weights and bias. The copy cannot be trained.
+    A batch norm (frozen or not) that follows a convolution among a module's children, as it does in all networks here,
+    becomes part of the convolution's weights and bias. The copy cannot be trained.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
     for module in list(model.modules()):
-        before = None
+        previous = None
         for name, child in list(module.named_children()):
-            if isinstance(child, nn.BatchNorm2d | FrozenBatchNorm2d) and isinstance(before, nn.Conv2d):
-                _fold(before, child)
+            if isinstance(child, nn.BatchNorm2d | FrozenBatchNorm2d) and isinstance(previous, nn.Conv2d):
+                _fold(previous, child)
                 setattr(module, name, nn.Identity())
-            before = child
+            previous = child
     for module in model.modules():
         if isinstance(module, nn.Conv2d):  # not Module.to: yolov5 would convert its grids too, which have five axes
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
@@ -144,7 +144,7 @@ def for_inference(model: nn.Module) -> nn.Module:
 
 
 def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d | FrozenBatchNorm2d) -> None:
-    """Let a convolution do what the batch norm behind it does with its running statistics."""
+    """Multiply the batch norm's scale by its running statistics into the convolution before it, and add its shift."""
     statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     weight, bias = fuse_conv_bn_weights(convolution.weight, convolution.bias, *statistics)
     convolution.weight, convolution.bias = weight.requires_grad_(False), bias.requires_grad_(False)

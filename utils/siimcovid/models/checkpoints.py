@@ -6,41 +6,25 @@ is needed; the same JSON lies next to it for people. Nothing here is a pickle.
 
 import importlib
 import json
-import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from siimcovid.core.configuration import STAGES, Detector
+from siimcovid.core.configuration import STAGES
 from siimcovid.core.errors import InputError
 from siimcovid.core.files import atomic_path, write_json
 from siimcovid.core.overrides import from_dict, to_dict
-from siimcovid.core.presets import FULL
-
-#: The detectors there are; preset.fusion.detectors says which of them run.
-DETECTORS: tuple[str, ...] = get_args(Detector)
-#: The stages whose models make a submission of the report's system.
-SUBMISSION_STAGES = FULL.stages
 
 #: Stages whose module in `siimcovid.models` has another name.
 MODULES = {"rcnn": "faster_rcnn", "study": "study_classifier"}
 
 
-def member(stage: str, number: int) -> str:
-    """Name of a member of a stage's fold ensemble: "rcnn", "rcnn.1", "rcnn.2" and so on."""
-    return f"{stage}.{number}" if number else stage
-
-
-def stage_of(name: str) -> str:
-    """The stage of a member, or of its look at mirrored images: "rcnn" of "rcnn", "rcnn.1" and "rcnn.1_hflip"."""
-    return re.sub(r"(\.\d+)?(_hflip)?$", "", name)
-
-
 def build_model(stage: str, config: Any) -> nn.Module:
-    """The stage's model with random weights; a stage of configs.STAGES is built by a module of `siimcovid.models`."""
+    """The stage's model with random weights: `build` of the stage's module in `siimcovid.models`, one of STAGES."""
     return importlib.import_module(f"siimcovid.models.{MODULES.get(stage, stage)}").build(config)
 
 
@@ -61,12 +45,15 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: stream.get_tensor(name) for name in stream.keys()}, dict(stream.metadata() or {})  # noqa: SIM118
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is no whole safetensors file ({error}); write or copy it again") from None
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        raise InputError(f"{path} is no whole safetensors file ({_one_line(error)}); write or copy it again") from None
 
 
 def load(path: Path) -> tuple[str, Any, nn.Module]:
-    """Rebuild a model from its file: (stage, configuration, model in evaluation mode)."""
+    """Rebuild a model from its file: (stage, configuration, model in evaluation mode).
+
+    Raises InputError where the file is missing or damaged, is no trained stage, or holds the tensors of another model.
+    """
     tensors, header = read_tensors(path)
     try:
         facts = json.loads(header["siimcovid"])
@@ -74,12 +61,34 @@ def load(path: Path) -> tuple[str, Any, nn.Module]:
         kind = STAGES[stage]
     except (KeyError, TypeError, ValueError):
         raise InputError(
-            f"{path} is no trained stage of siimcovid: its header names no stage and configuration"
+            f"{path} is no trained stage of siimcovid: its header names no stage and configuration; name a checkpoint "
+            "that `siimcovid train` or a run wrote"
         ) from None
-    config = from_dict(kind, settings)
-    model = build_model(stage, config)
     try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise InputError(f"{path} does not fit the model that its header describes: {error}") from None
+        config = from_dict(kind, settings)
+        model = build_model(stage, config)
+    except InputError as error:
+        raise InputError(f"{path} cannot be rebuilt ({error}); train it again with this version") from None
+    if mismatch := difference(model.state_dict(), tensors):
+        raise InputError(
+            f"{path} does not fit the model that its header describes ({mismatch}); train it again or copy the original"
+        )
+    model.load_state_dict(tensors)
     return stage, config, model.eval()
+
+
+def difference(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """How a file's tensors differ in names and shapes from a model's, in a few words; "" where they are the same."""
+    missing = [name for name in own if name not in given]
+    unknown = [name for name in given if name not in own]
+    reshaped = [name for name in own if name in given and own[name].shape != given[name].shape]
+    parts = [
+        f"{len(names)} tensors {what}, the first {names[0]}"
+        for names, what in ((missing, "are missing"), (unknown, "are unknown"), (reshaped, "have another shape"))
+        if names
+    ]
+    return ", ".join(parts)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,8 +1,8 @@
 """Faster R-CNN on a backbone with a feature pyramid (report, section 3.1; Ren et al. 2015, Lin et al. 2017).
 
-In: a batch of data.py, images as square uint8 grey of any size that 32 divides. Out: losses, or boxes as fractions of
-the image. torchvision's region proposal network and box head do the work; its own input transform is passed by, since
-it would resize what we sized and normalise what we normalised.
+In: a batch of datasets.py, images as square uint8 grey, side a multiple of 32. Out: losses, or boxes as fractions of
+the image. torchvision's region proposal network and box head do the work; its own input transform is not called, since
+it would resize and normalise the images a second time.
 """
 
 import torch
@@ -30,20 +30,68 @@ class CompleteIouHeads(RoIHeads):
         image_shapes: list[tuple[int, int]],
         targets: list[dict[str, Tensor]] | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """As RoIHeads.forward; while training the boxes' loss is (1 - CIoU) of decoded pixels, over all samples."""
+        """As RoIHeads.forward; while training, the box loss is (1 - CIoU) of boxes in pixels, over all samples."""
         if not self.training:
             return super().forward(features, proposals, image_shapes, targets)
-        proposals, _, labels, wanted = self.select_training_samples(proposals, targets)
+        proposals, _, labels, true_offsets = self.select_training_samples(proposals, targets)
         logits, offsets = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, image_shapes)))
-        chosen, wanted, corners = torch.cat(labels), torch.cat(wanted), torch.cat(proposals)
-        at = torch.where(chosen > 0)[0]
-        # (samples, classes, 4) -> the offsets of each opacity's own class
-        own = offsets.reshape(len(chosen), -1, 4)[at, chosen[at]]
-        found, true = (self.box_coder.decode_single(part.float(), corners[at]) for part in (own, wanted[at]))
+        labels, true_offsets, anchors = torch.cat(labels), torch.cat(true_offsets), torch.cat(proposals)
+        positive = torch.where(labels > 0)[0]
+        # (samples, classes, 4) -> the offsets of each positive sample's own class
+        offsets = offsets.reshape(len(labels), -1, 4)[positive, labels[positive]]
+        predicted, true = (
+            self.box_coder.decode_single(part.float(), anchors[positive]) for part in (offsets, true_offsets[positive])
+        )
         return [], {
-            "loss_classifier": functional.cross_entropy(logits, chosen),
-            "loss_box_reg": complete_box_iou_loss(found, true, reduction="sum") / len(chosen),
+            "loss_classifier": functional.cross_entropy(logits, labels),
+            "loss_box_reg": complete_box_iou_loss(predicted, true, reduction="sum") / len(labels),
         }
+
+
+def build_detector(config: RcnnConfig) -> FasterRCNN:
+    """torchvision's Faster R-CNN on a `Pyramid`, with the box loss that the configuration names."""
+    pyramid = Pyramid(config)
+    levels = 5 - config.first_stage
+    anchors = AnchorGenerator(
+        sizes=tuple((float(side),) for side in config.anchor_sides),
+        aspect_ratios=(config.anchor_ratios,) * len(config.anchor_sides),
+    )
+    detector = FasterRCNN(
+        pyramid,
+        rpn_anchor_generator=anchors,
+        rpn_pre_nms_top_n_train=config.proposals_before_nms,
+        rpn_pre_nms_top_n_test=config.proposals_before_nms,
+        rpn_post_nms_top_n_train=config.proposals_train,
+        rpn_post_nms_top_n_test=config.proposals,
+        box_roi_pool=MultiScaleRoIAlign([str(k) for k in range(levels)], output_size=7, sampling_ratio=2),
+        box_head=TwoMLPHead(config.pyramid_channels * 7 * 7, config.head_width),
+        box_predictor=FastRCNNPredictor(config.head_width, num_classes=2),
+        box_batch_size_per_image=config.boxes_per_image,
+        box_score_thresh=config.score_threshold,
+        box_nms_thresh=config.nms_iou,
+        box_detections_per_img=config.max_boxes,
+    )
+    if config.box_loss == "CIoU":
+        detector.roi_heads = complete_iou_heads(detector.roi_heads)
+    return detector
+
+
+def complete_iou_heads(heads: RoIHeads) -> CompleteIouHeads:
+    """The same modules and settings with the CIoU loss; no weight is drawn anew."""
+    matcher, sampler = heads.proposal_matcher, heads.fg_bg_sampler
+    return CompleteIouHeads(
+        heads.box_roi_pool,
+        heads.box_head,
+        heads.box_predictor,
+        fg_iou_thresh=matcher.high_threshold,
+        bg_iou_thresh=matcher.low_threshold,
+        batch_size_per_image=sampler.batch_size_per_image,
+        positive_fraction=sampler.positive_fraction,
+        bbox_reg_weights=heads.box_coder.weights,
+        score_thresh=heads.score_thresh,
+        nms_thresh=heads.nms_thresh,
+        detections_per_img=heads.detections_per_img,
+    )
 
 
 class Rcnn(nn.Module):
@@ -51,30 +99,7 @@ class Rcnn(nn.Module):
 
     def __init__(self, config: RcnnConfig):
         super().__init__()
-        pyramid = Pyramid(config)
-        levels = 5 - config.first_stage
-        names = [str(k) for k in range(levels)]
-        anchors = AnchorGenerator(
-            sizes=tuple((float(side),) for side in config.anchor_sides),
-            aspect_ratios=(config.anchor_ratios,) * len(config.anchor_sides),
-        )
-        self.detector = FasterRCNN(
-            pyramid,
-            rpn_anchor_generator=anchors,
-            rpn_pre_nms_top_n_train=config.proposals_before_nms,
-            rpn_pre_nms_top_n_test=config.proposals_before_nms,
-            rpn_post_nms_top_n_train=config.proposals_train,
-            rpn_post_nms_top_n_test=config.proposals,
-            box_roi_pool=MultiScaleRoIAlign(names, output_size=7, sampling_ratio=2),
-            box_head=TwoMLPHead(config.pyramid_channels * 7 * 7, config.head_width),
-            box_predictor=FastRCNNPredictor(config.head_width, num_classes=2),
-            box_batch_size_per_image=config.boxes_per_image,
-            box_score_thresh=config.score_threshold,
-            box_nms_thresh=config.nms_iou,
-            box_detections_per_img=config.max_boxes,
-        )
-        if config.box_loss == "CIoU":
-            self.detector.roi_heads.__class__ = CompleteIouHeads  # the same modules and settings, another loss
+        self.detector = build_detector(config)
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
         """The four losses of Faster R-CNN, each a scalar."""

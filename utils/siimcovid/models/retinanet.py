@@ -1,8 +1,8 @@
 """RetinaNet on a backbone with a feature pyramid (Lin et al. 2017, "Focal Loss for Dense Object Detection").
 
-In: a batch of data.py, images as square uint8 grey of any size that 32 divides. Out: losses, or boxes as fractions of
-the image. torchvision's anchors, heads and losses do the work; its own input transform is passed by, since it would
-resize what we sized and normalise what we normalised.
+In: a batch of datasets.py, images as square uint8 grey, side a multiple of 32. Out: losses, or boxes as fractions of
+the image. torchvision's anchors, heads and losses do the work; its own input transform is replaced, since it would
+resize and normalise the images a second time.
 """
 
 from functools import partial
@@ -20,7 +20,7 @@ from siimcovid.models.backbone import normalise
 from siimcovid.models.feature_pyramid import Pyramid
 
 
-class AsGiven(nn.Module):
+class IdentityTransform(nn.Module):
     """In the place of torchvision's transform: leaves images, targets and detections as they are."""
 
     def forward(self, images: Tensor, targets: list[dict] | None = None) -> tuple[ImageList, list[dict] | None]:
@@ -32,24 +32,25 @@ class AsGiven(nn.Module):
         return detections
 
 
-class WholeBatch(RetinaNet):
-    """torchvision's RetinaNet with losses per anchor that is at a box of the batch, not of each image as in the paper.
+class BatchNormalisedRetinaNet(RetinaNet):
+    """torchvision's RetinaNet with losses divided by the batch's number of positive anchors, not by each image's.
 
-    A box has tens of such anchors, and an image without boxes is divided by one: image by image, a wrong box on an
-    empty image would weigh as much as tens of those on an image with boxes.
+    A box has tens of positive anchors, and an image without boxes is divided by one: image by image, as in the paper, a
+    wrong box on an empty image would weigh as much as tens of those on an image with boxes.
     """
 
     def compute_loss(
         self, targets: list[dict[str, Tensor]], head_outputs: dict[str, Tensor], anchors: list[Tensor]
     ) -> dict[str, Tensor]:
         """As RetinaNet.compute_loss, with the batch joined to one image of B times the anchors, (1, B A, ...)."""
-        matched, before = [], 0
-        for target, at in zip(targets, anchors, strict=True):
-            found = torch.full((len(at),), self.proposal_matcher.BELOW_LOW_THRESHOLD, device=at.device)
+        matched, boxes_before = [], 0
+        for target, image_anchors in zip(targets, anchors, strict=True):
+            below = self.proposal_matcher.BELOW_LOW_THRESHOLD
+            matches = torch.full((len(image_anchors),), below, device=image_anchors.device)
             if len(target["boxes"]):
-                found = self.proposal_matcher(box_iou(target["boxes"], at))
-            matched.append(torch.where(found >= 0, found + before, found))
-            before += len(target["boxes"])
+                matches = self.proposal_matcher(box_iou(target["boxes"], image_anchors))
+            matched.append(torch.where(matches >= 0, matches + boxes_before, matches))
+            boxes_before += len(target["boxes"])
         joined = {key: torch.cat([target[key] for target in targets]) for key in ("boxes", "labels")}
         outputs = {key: output.flatten(0, 1)[None] for key, output in head_outputs.items()}
         return self.head.compute_loss([joined], outputs, [torch.cat(anchors)], [torch.cat(matched)])
@@ -69,7 +70,7 @@ class Retinanet(nn.Module):
         for part in (head.classification_head, head.regression_head):
             part.conv = part.conv[: config.tower_convolutions]  # torchvision always makes four
         head.regression_head._loss_type = config.box_loss.lower()  # as torchvision's own second version sets it
-        self.detector = WholeBatch(
+        self.detector = BatchNormalisedRetinaNet(
             Pyramid(config),
             num_classes=1,
             anchor_generator=anchors,
@@ -79,7 +80,7 @@ class Retinanet(nn.Module):
             detections_per_img=config.max_boxes,
             topk_candidates=config.candidates,
         )
-        self.detector.transform = AsGiven()
+        self.detector.transform = IdentityTransform()
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
         """The focal loss of the anchors and the loss of the boxes, each a scalar."""

@@ -1,7 +1,7 @@
 """The study classifier: a backbone's pooled features and two fully connected layers (report, section 3.4).
 
-In: a batch of data.py, images as square uint8 grey (or features that were computed before). Out: the loss, or logits of
-the four levels for each image, and where the configuration asks for it a fifth, that the image has no opacity.
+In: a batch of datasets.py, images as square uint8 grey (or features computed before). Out: the loss, or logits of the
+four study labels for each image, and where the configuration asks for it a fifth, that the image has no opacity.
 
 With `mask` an auxiliary head learns to draw the image's boxes from the backbone's map at stride 16, as the first places
 of the competition did; it serves training only.
@@ -26,13 +26,12 @@ class Study(nn.Module):
     def __init__(self, config: StudyConfig):
         super().__init__()
         self.frozen = config.frozen
-        self.label_weights: Tensor | None = (
-            None  # (4,) of the study labels in the loss, set before training; None: equal
-        )
+        #: (4,) weight of each study label in the loss, set before training; None weighs them equally
+        self.label_weights: Tensor | None = None
         self.config = config
         if config.mask and config.frozen:
             raise InputError(
-                "study.mask teaches the backbone, which study.frozen=true does not let learn; set it false"
+                "study.mask trains the backbone, which study.frozen=true keeps as it is; set study.frozen=false"
             )
         self.backbone = build_backbone(config.backbone)
         width = self.backbone.channels[-1]
@@ -62,9 +61,12 @@ class Study(nn.Module):
         return self.backbone.pooled(normalise(images))
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
-        """The losses of a batch, each a scalar: of the study labels, (B,) int64 in the order of STUDY_LABELS; and those
-        asked for
-        of the boxes' map and of `none`, from `boxes`, B tensors (n, 4) of xyxy fractions."""
+        """The losses of a batch, each a scalar.
+
+        batch: "study_labels" (B,) int64 in the order of STUDY_LABELS; "images" (B, 1, S, S) uint8 or "features" (B, C);
+        and for the losses "mask" and "none", where the configuration has them, "boxes", B tensors (n, 4) of xyxy
+        fractions.
+        """
         config, losses = self.config, {}
         if self.mask_head is None:
             features = batch["features"] if "features" in batch else self.features(batch["images"])
@@ -85,8 +87,7 @@ class Study(nn.Module):
     def study_loss(self, logits: Tensor, study_labels: Tensor) -> Tensor:
         """Cross entropy, or its focal form (1 - p)^gamma times it (Lin et al. 2017, arXiv:1708.02002).
 
-        logits: (B, 4). study labels: (B,) int64. The mean over images, each counting as much as its study label's
-        weight.
+        logits: (B, 4). study_labels: (B,) int64. The mean over images, weighted by their study label's weight.
         """
         weight = None if self.label_weights is None else self.label_weights.to(logits)
         smoothing = self.config.label_smoothing

@@ -1,6 +1,6 @@
 """YOLOv5 of the `yolov5` package with the report's losses (report, section 3.2).
 
-In: a batch of data.py, images as square uint8 grey of any size that 32 divides. Out: losses, or boxes as fractions of
+In: a batch of datasets.py, images as square uint8 grey, side a multiple of 32. Out: losses, or boxes as fractions of
 the image. The package's model, anchors and target assignment are used as they are. The loss is summed here, because the
 package's hard-codes CIoU where the report uses GIoU; and boxes are suppressed here, because the package's own
 suppression stops by the clock.
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_convert
 
 from siimcovid.core.configuration import YoloConfig
+from siimcovid.core.errors import InputError
 from siimcovid.models.backbone import build_backbone, freeze_batch_norm, normalise
 
 os.environ.setdefault("YOLO_OFFLINE", "true")  # or the import below looks for a network
@@ -27,16 +28,15 @@ with warnings.catch_warnings():
     from yolov5.utils.metrics import bbox_iou
 logging.getLogger("yolov5").setLevel(logging.WARNING)
 
-#: Where the neck of every YOLOv5 v6 takes its maps from: layer number -> stage of a Backbone (strides 8, 16, 32).
-BACKBONE_TAPS = {4: 2, 6: 3, 9: 4}
+#: Which layers of every YOLOv5 v6 feed its neck: layer number -> stage of a Backbone (strides 8, 16, 32).
+NECK_INPUTS = {4: 2, 6: 3, 9: 4}
 
-
-#: Groups of a Tap's norm; they divide the widths of every YOLOv5 size.
+#: Groups of a FeatureProjection's norm; they divide the widths of every YOLOv5 size.
 GROUPS = 8
 
 
-class Stages(nn.Module):
-    """All maps of a backbone, for the Tap layers that follow."""
+class BackboneFeatures(nn.Module):
+    """All feature maps of a backbone, for the FeatureProjection layers that follow."""
 
     def __init__(self, architecture: str, frozen: int):
         super().__init__()
@@ -48,8 +48,8 @@ class Stages(nn.Module):
         return self.body(images)
 
 
-class Tap(nn.Module):
-    """One map of Stages, brought to the width that the YOLOv5 neck expects there."""
+class FeatureProjection(nn.Module):
+    """One map of BackboneFeatures, brought to the width that the YOLOv5 neck expects there."""
 
     def __init__(self, stage: int, channels: int, width: int):
         super().__init__()
@@ -64,17 +64,20 @@ class Tap(nn.Module):
 
 
 def with_backbone(model: DetectionModel, architecture: str, frozen: int) -> DetectionModel:
-    """Put a pretrained network in the place of layers 0 to 9 of a YOLOv5, keeping its neck and head."""
+    """Put a pretrained network in the place of layers 0 to 9 of a YOLOv5, keeping its neck and head.
+
+    architecture: of `build_backbone`. frozen: number of backbone stages without updates, from the first.
+    """
     widths = {layer: model.model[layer].cv2.conv.out_channels for layer in (6, 9)}
     widths[4] = model.model[4].cv3.conv.out_channels
     widths[6] = model.model[6].cv3.conv.out_channels
-    stages = Stages(architecture, frozen)
+    features = BackboneFeatures(architecture, frozen)
     for layer in range(10):
         if layer == 0:
-            module, source = stages, -1
-        elif layer in BACKBONE_TAPS:
-            stage = BACKBONE_TAPS[layer]
-            module, source = Tap(stage, stages.body.channels[stage], widths[layer]), 0
+            module, source = features, -1
+        elif layer in NECK_INPUTS:
+            stage = NECK_INPUTS[layer]
+            module, source = FeatureProjection(stage, features.body.channels[stage], widths[layer]), 0
         else:
             module, source = nn.Identity(), 0
         # the attributes that the package's forward pass reads: number, source layer, name
@@ -96,6 +99,9 @@ class Yolo(nn.Module):
         super().__init__()
         self.config = config
         definition = Path(yolov5.__file__).parent / "models" / f"{config.architecture}.yaml"
+        if not definition.is_file():
+            known = ", ".join(sorted(path.stem for path in definition.parent.glob("yolov5?.yaml")))
+            raise InputError(f"unknown YOLOv5 {config.architecture!r}; choose {known}")
         self.model = DetectionModel(str(definition), ch=3, nc=1)
         if config.backbone:
             self.model = with_backbone(self.model, config.backbone, config.frozen_stages)
@@ -104,7 +110,7 @@ class Yolo(nn.Module):
         self.criterion: ComputeLoss | None = None
 
     def prepare(self, images: Tensor) -> Tensor:
-        """(B, 1, S, S) uint8 -> what the first layer was trained on: [0, 1] for COCO weights, ImageNet's otherwise."""
+        """(B, 1, S, S) uint8 -> (B, 3, S, S) float32: ImageNet's normalisation for a backbone, [0, 1] without."""
         if self.config.backbone:
             return normalise(images)
         return (images.float() / 255).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
@@ -138,15 +144,15 @@ class Yolo(nn.Module):
         object_loss = torch.zeros((), device=device)
         for level, raw in enumerate(maps):
             image, anchor, row, column = indices[level]
-            wanted = torch.zeros(raw.shape[:4], dtype=raw.dtype, device=device)
+            objectness = torch.zeros(raw.shape[:4], dtype=raw.dtype, device=device)
             if len(image):
-                at = raw[image, anchor, row, column]
-                centre = at[:, :2].sigmoid() * 2 - 0.5
-                size = (at[:, 2:4].sigmoid() * 2) ** 2 * anchors[level]
+                assigned = raw[image, anchor, row, column]
+                centre = assigned[:, :2].sigmoid() * 2 - 0.5
+                size = (assigned[:, 2:4].sigmoid() * 2) ** 2 * anchors[level]
                 overlap = bbox_iou(torch.cat([centre, size], 1), boxes[level], **{kind: True}).squeeze(1)
                 box_loss = box_loss + (1 - overlap).mean()
-                wanted[image, anchor, row, column] = overlap.detach().clamp(0).to(wanted.dtype)
-            object_loss = object_loss + self.criterion.BCEobj(raw[..., 4], wanted) * self.criterion.balance[level]
+                objectness[image, anchor, row, column] = overlap.detach().clamp(0).to(objectness.dtype)
+            object_loss = object_loss + self.criterion.BCEobj(raw[..., 4], objectness) * self.criterion.balance[level]
         # One class: its loss is zero, as in the package. The package sums over the images of a nominal batch where we
         # take the mean, so that accumulation and several processes give the same gradient.
         scale = self.config.training.nominal_batch or self.config.training.batch

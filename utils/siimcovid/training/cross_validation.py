@@ -32,6 +32,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from siimcovid.core import stage_names
 from siimcovid.core.configuration import Preset
 from siimcovid.core.errors import InputError
 from siimcovid.core.files import atomic_path, link, write_json
@@ -41,11 +42,13 @@ from siimcovid.core.tables import find_table, read_csv
 from siimcovid.data import duplicates
 from siimcovid.data.folds import split
 from siimcovid.evaluation import shortcut_check, submission_csv
+from siimcovid.evaluation.ensemble_prediction import EnsemblePrediction
 from siimcovid.evaluation.report_tables import Evaluation, evaluate
-from siimcovid.inference.ensemble import EnsemblePrediction, ModelOutputs, combine
+from siimcovid.inference.ensemble import combine
+from siimcovid.inference.model_outputs import ModelOutputs
 from siimcovid.inference.predictor import DETECTION_COLUMNS, predict_table, study_probabilities
 from siimcovid.inference.weighted_boxes_fusion import ENSEMBLE, none_confidence
-from siimcovid.models import checkpoints, weights_folder
+from siimcovid.models import checkpoints, weights_manifest
 from siimcovid.training.train_stage import fit
 
 STUDY_PREDICTION_COLUMNS = ["image_id", "study_id", *STUDY_LABELS]
@@ -102,7 +105,7 @@ def cross_validate(
     for fold in numbers:  # refuses a fold there is not
         train, held_out = split(known, fold, preset.folds, preset.seed, copies)
         splits[fold] = duplicates.once(train, copies), held_out
-    trainable = (*checkpoints.DETECTORS, "study")
+    trainable = (*stage_names.DETECTORS, "study")
     epochs = {f"{stage}.training.validate": best_epoch for stage in trainable}
     if not best_epoch:  # patience waits for a metric
         epochs |= {f"{stage}.training.patience": 0 for stage in trainable}
@@ -122,10 +125,10 @@ def cross_validate(
                     (folder / f"{model}.csv").unlink(missing_ok=True)
                 shown = known if best_epoch else train
                 fit(stage, override(preset, {"fold": fold}), shown, cache, start, folder)
-                weights_folder.register_trained(
+                weights_manifest.register_trained(
                     path, stage, preset, f"{data} without fold {fold} of {preset.folds}".strip()
                 )
-            for hflip in (False, True) if preset.fusion.hflip_tta and stage in checkpoints.DETECTORS else (False,):
+            for hflip in (False, True) if preset.fusion.hflip_tta and stage in stage_names.DETECTORS else (False,):
                 table = _predicted(stage, folder, held_out, cache, hflip).assign(fold=fold)
                 (study_probs if stage == "study" else detections).append(table)
     if len(numbers) == preset.folds:
@@ -160,13 +163,13 @@ def _offer(out: Path, stages: Sequence[str], preset: Preset, data: str) -> None:
     """Name the folds' models as the members of a fold ensemble, in one folder."""
     for fold in range(preset.folds):
         for stage in stages:
-            path = out / "weights" / f"{checkpoints.member(stage, fold)}.safetensors"
+            path = out / "weights" / f"{stage_names.member(stage, fold)}.safetensors"
             for end in (".safetensors", ".json"):
                 source = out / f"fold_{fold}" / f"{stage}{end}"
                 if source.is_file():
                     with atomic_path(path.with_name(path.stem + end)) as temporary:
                         link(source, temporary)
-            weights_folder.register_trained(
+            weights_manifest.register_trained(
                 path, stage, preset, f"{data} without fold {fold} of {preset.folds}".strip()
             )
 
@@ -174,7 +177,7 @@ def _offer(out: Path, stages: Sequence[str], preset: Preset, data: str) -> None:
 def refuse_seen(start: Path | None, stages: Iterable[str], data: str) -> None:
     """Raise InputError where a stage would start from one trained on this data, the images to be held out among
     them."""
-    manifest = weights_folder.read_manifest(start) if start else {}
+    manifest = weights_manifest.read_manifest(start) if start else {}
     for stage in stages:
         source = manifest.get(f"{stage}.safetensors", {}).get("source", "")
         if data and source.split(" without fold")[0] == f"trained by siimcovid on {data}":
@@ -332,7 +335,7 @@ def read(out: Path, images: pd.DataFrame, preset: Preset) -> tuple[ModelOutputs,
     model_names = [
         model_name
         for model_name in dict.fromkeys(found["model"])
-        if checkpoints.stage_of(model_name) in preset.fusion.detectors
+        if stage_names.stage_of(model_name) in preset.fusion.detectors
     ]
     if lacking := set(preset.fusion.detectors) - set(model_names):
         raise InputError(f"{out} lacks {', '.join(sorted(lacking))}: run `siimcovid crossval` with it")

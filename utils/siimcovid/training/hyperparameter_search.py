@@ -41,7 +41,7 @@ from siimcovid.core.configuration import Preset
 from siimcovid.core.errors import InputError
 from siimcovid.core.files import atomic_path, write_json
 from siimcovid.core.overrides import override, to_dict
-from siimcovid.models import weights_folder
+from siimcovid.models import weights_manifest
 from siimcovid.training.train_stage import fit
 from siimcovid.training.training_loop import NotFiniteError
 
@@ -284,7 +284,7 @@ def collect(out: Path) -> pd.DataFrame:
 def _keep_best(table: pd.DataFrame, out: Path, stage: str) -> None:
     """Keep the best trial's checkpoint and no other: two dozen of them would fill a disk."""
     for trial in table["trial"][table["rank"] > 1]:
-        for name in (f"{stage}.safetensors", weights_folder.MANIFEST):
+        for name in (f"{stage}.safetensors", weights_manifest.MANIFEST):
             (out / "trials" / trial / name).unlink(missing_ok=True)
 
 

@@ -22,14 +22,15 @@ from tqdm import tqdm
 from siimcovid.core.configuration import BackboneConfig, Preset
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import NIH_FINDINGS, STUDY_LABELS
-from siimcovid.core.processes import launched_as, processors
+from siimcovid.core.processes import processors
 from siimcovid.data import duplicates, folds, image_cache
 from siimcovid.data.datasets import SHARED, ImageDataset, loader
 from siimcovid.evaluation.mean_average_precision import study_precisions
-from siimcovid.evaluation.table_scores import opacity_score
+from siimcovid.evaluation.prediction_scores import opacity_score
 from siimcovid.inference.predictor import predict_table, study_probabilities
-from siimcovid.models import checkpoints, weights_folder
+from siimcovid.models import checkpoints, initial_weights
 from siimcovid.models.backbone import for_inference
+from siimcovid.models.device import launched_as
 from siimcovid.training.training_loop import train
 
 
@@ -71,7 +72,7 @@ def fit(
     chosen = duplicates.once(chosen, groups)
     torch.manual_seed(preset.seed)
     model = checkpoints.build_model(stage, config)
-    origin = {"file": None} if start is None else weights_folder.start(stage, config, model, start)
+    origin = {"file": None} if start is None else initial_weights.start(stage, config, model, start)
     samples = ImageDataset(chosen, folder, config.size, config.augment, preset.seed)
     dataset: Dataset = samples
     if stage == "study" and config.frozen and config.views:

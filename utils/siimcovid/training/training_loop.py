@@ -146,7 +146,7 @@ def train(
         return final
 
     accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(),  # see processes.launched_as
+        cpu=not torch.cuda.is_available(),  # see device.launched_as
         mixed_precision="fp16" if torch.cuda.is_available() else "no",  # bf16 autocast on CPUs is slower, not faster
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         step_scheduler_with_optimizer=False,

@@ -10,13 +10,13 @@ import pandas as pd
 from siimcovid.apps.ablation.ablation_data import read, write_synthetic
 from siimcovid.apps.ablation.compared_systems import PLAIN_SYSTEM, prediction
 from siimcovid.apps.ablation.trained_variants import Variant, VariantTrainer, trainer, variants
+from siimcovid.core import stage_names
 from siimcovid.core.configuration import Preset, PseudoLabelConfig
 from siimcovid.core.errors import InputError
 from siimcovid.inference import pseudo_labels
-from siimcovid.models import checkpoints
 from siimcovid.training.hyperparameter_search import claimed
 
-DETECTORS = checkpoints.DETECTORS
+DETECTORS = stage_names.DETECTORS
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,9 @@ from siimcovid.apps.ablation.trained_variants import NONE, OVERSAMPLED, Variant,
 from siimcovid.core.configuration import Preset
 from siimcovid.core.labels import CLASSES
 from siimcovid.core.overrides import override
-from siimcovid.evaluation.table_scores import class_scores, opacity_score
+from siimcovid.evaluation.prediction_scores import class_scores, opacity_score
 from siimcovid.inference import fit_ensemble
-from siimcovid.inference.ensemble import ModelOutputs
+from siimcovid.inference.model_outputs import ModelOutputs
 
 #: What all fitted numbers stand on, and what the small preset ships.
 FITTED = SystemSetup(study=(OVERSAMPLED,))
@@ -59,13 +59,14 @@ def out_of_fold(
 
 
 def _joined(parts: Sequence[ModelOutputs]) -> ModelOutputs:
-    seen: dict[str, list[str]] = {}
+    predicted_ids: dict[str, list[str]] = {}
     for part in parts:
-        for model_name, names in part.seen.items():
-            seen.setdefault(model_name, []).extend(names)
+        for model_name, names in part.predicted_ids.items():
+            predicted_ids.setdefault(model_name, []).extend(names)
     tables = ("images", "detections", "study_probs")
     return ModelOutputs(
-        seen=seen, **{t: pd.concat([getattr(part, t) for part in parts], ignore_index=True) for t in tables}
+        predicted_ids=predicted_ids,
+        **{t: pd.concat([getattr(part, t) for part in parts], ignore_index=True) for t in tables},
     )
 
 

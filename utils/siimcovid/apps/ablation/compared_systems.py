@@ -12,7 +12,9 @@ import pandas as pd
 from siimcovid.apps.ablation.trained_variants import NONE, OVERSAMPLED, Variant, VariantTrainer
 from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.overrides import override
-from siimcovid.inference.ensemble import EnsemblePrediction, ModelOutputs, combine
+from siimcovid.evaluation.ensemble_prediction import EnsemblePrediction
+from siimcovid.inference.ensemble import combine
+from siimcovid.inference.model_outputs import ModelOutputs
 
 #: How the names of items end that add a detector.
 THIRD = " as a third"

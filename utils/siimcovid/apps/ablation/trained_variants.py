@@ -27,8 +27,9 @@ from siimcovid.data import folds
 from siimcovid.data.datasets import SHARED, ImageDataset, loader
 from siimcovid.inference import pseudo_labels
 from siimcovid.inference.fit_ensemble import NOTHING
-from siimcovid.inference.predictor import default_device, predict_table
-from siimcovid.models import checkpoints, weights_folder
+from siimcovid.inference.predictor import predict_table
+from siimcovid.models import checkpoints, weights_manifest
+from siimcovid.models.device import default_device
 from siimcovid.models.study_classifier import probabilities
 from siimcovid.training import train_stage
 
@@ -148,7 +149,7 @@ class VariantTrainer:
         begin, pooled = time.process_time(), train_stage.Features.last
         if labelled is None:
             path = train_stage.fit(variant.stage, preset, samples, self.data.cache, self.data.start, out)
-            weights_folder.register_trained(path, variant.stage, preset, self.data.name)
+            weights_manifest.register_trained(path, variant.stage, preset, self.data.name)
         else:
             preset, samples = pseudo_labels.further(variant.stage, preset, samples, labelled)
             path = train_stage.fit(variant.stage, preset, samples, self.data.cache, out.with_name(variant.after), out)

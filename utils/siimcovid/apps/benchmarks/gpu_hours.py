@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from siimcovid.core import stage_names
 from siimcovid.core.presets import FULL
 from siimcovid.kernel.time_budget import RESERVE
 from siimcovid.models import checkpoints
@@ -71,7 +72,7 @@ def hours_table() -> str:
     lines.append(f"| read {TEST_BYTES / 1e9:.0f} GB | {TEST_BYTES / IMAGES / 1e6:.0f} MB | {reading:.0f} |")
     lines.append(f"| decode and shrink, while reading | {PREPARE:.3f} s / {PROCESSORS} | ({decoding:.1f}) |")
     total = max(reading, decoding)
-    for stage in checkpoints.SUBMISSION_STAGES:
+    for stage in stage_names.SUBMISSION_STAGES:
         config = getattr(FULL, stage)
         side = config.augment.crop or config.infer_size
         flops = forward_flops(stage, config, side)
@@ -94,7 +95,7 @@ def hours_table() -> str:
     lessons = [("backbone", "NIH", NIH_IMAGES, FULL.backbone.training.epochs)]
     lessons += [("yolo", "RSNA", RSNA_IMAGES, FULL.yolo.rsna_epochs)]
     lessons += [
-        (stage, "SIIM", IMAGES, getattr(FULL, stage).training.epochs) for stage in checkpoints.SUBMISSION_STAGES
+        (stage, "SIIM", IMAGES, getattr(FULL, stage).training.epochs) for stage in stage_names.SUBMISSION_STAGES
     ]
     for stage, data, images, epochs in lessons:
         config = getattr(FULL, stage)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from siimcovid.core import stage_names
 from siimcovid.core.files import atomic_path
 
 COUNTS = (100, 1000, 6000)
@@ -96,13 +97,13 @@ def measure(count: int) -> dict:
         assert image_cache.prepare(images, Path(folder, "cache"), CACHE_SIZE, progress=False).empty
         lap("prepare")
         tables = []
-        for stage in checkpoints.SUBMISSION_STAGES:
+        for stage in stage_names.SUBMISSION_STAGES:
             smaller = {"infer_size": SIDE, "infer_batch": 32} | ({"proposals": 20} if stage == "rcnn" else {})
             config = override(getattr(SMALL, stage), smaller)
             model = checkpoints.build_model(stage, config)
             tables.append(predict_table(stage, config, model, images, Path(folder, "cache")))
         lap("predict")
-        fuse(pd.concat(tables[:2], ignore_index=True), checkpoints.DETECTORS)
+        fuse(pd.concat(tables[:2], ignore_index=True), stage_names.DETECTORS)
         lap("fuse")
         peak.done.set()
     return {"images": count, "peak_bytes": peak.bytes, "seconds": seconds}

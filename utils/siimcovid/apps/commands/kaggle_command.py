@@ -41,7 +41,7 @@ def _build(args: argparse.Namespace) -> int:
     from siimcovid.kaggle.build_bundles import build
     from siimcovid.kaggle.kaggle_account import find_owner
     from siimcovid.kaggle.weights_dataset import kernel_parameters
-    from siimcovid.models.weights_folder import import_weights
+    from siimcovid.models.published_weights import import_weights
 
     owner = find_owner(args.out, args.owner)
     with tempfile.TemporaryDirectory() as scratch:

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     from siimcovid.core.overrides import override, read_settings
     from siimcovid.core.presets import load_preset
     from siimcovid.data import dataset_readers
-    from siimcovid.models import weights_folder
+    from siimcovid.models import weights_manifest
     from siimcovid.training import cross_validation, hyperparameter_search
 
     refuse_launch("several searches on the same --out")
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     if found is None:
         return 1
     trial, settings = found
-    weights_folder.register_trained(
+    weights_manifest.register_trained(
         trial / f"{args.stage}.safetensors", args.stage, override(preset, settings), args.data.resolve().name
     )
     print(f"best, in {trial}: {hyperparameter_search.as_set(settings)}")

@@ -34,9 +34,9 @@ def run(args: argparse.Namespace) -> int:
 
     from siimcovid.core.overrides import override, read_settings
     from siimcovid.core.presets import load_preset
-    from siimcovid.core.processes import launched_as
     from siimcovid.data import dataset_readers
-    from siimcovid.models import weights_folder
+    from siimcovid.models import weights_manifest
+    from siimcovid.models.device import launched_as
     from siimcovid.reporting import figures
     from siimcovid.training import train_stage
 
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         lambda seconds: time.monotonic() - started + seconds < hours * 3600,
     )
     if state.is_main_process:
-        weights_folder.register_trained(path, args.stage, preset, args.data.resolve().name)
+        weights_manifest.register_trained(path, args.stage, preset, args.data.resolve().name)
         figures.learning_curves(args.out).savefig(args.out / "learning_curves.png", dpi=110)
         start = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["start"]
         if start["file"]:

@@ -20,13 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert, list or verify."""
-    from siimcovid.models import weights_folder
+    from siimcovid.models import published_weights, weights_manifest
 
     if args.action == "import":
-        print(weights_folder.import_weights(args.architecture, args.file, args.out))
+        print(published_weights.import_weights(args.architecture, args.file, args.out))
         return 0
-    for name, entry in weights_folder.read_manifest(args.folder).items():
+    for name, entry in weights_manifest.read_manifest(args.folder).items():
         if args.action == "verify":
-            weights_folder.verified(args.folder, name)
+            weights_manifest.verified(args.folder, name)
         print(f"{name}  {entry.get('stage', '?')}  {entry.get('licence', '?')}  {entry.get('source', '?')}")
     return 0

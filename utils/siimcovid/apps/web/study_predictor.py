@@ -19,17 +19,20 @@ from torch import Tensor, nn
 
 from siimcovid import __version__
 from siimcovid.apps.web import grad_cam
+from siimcovid.core import stage_names
 from siimcovid.core.configuration import Preset
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.overrides import override
 from siimcovid.core.presets import PRESETS, SMALL
 from siimcovid.data import image_cache
+from siimcovid.evaluation.ensemble_prediction import EnsemblePrediction
 from siimcovid.evaluation.submission_csv import to_pixels
 from siimcovid.inference import fit_ensemble
-from siimcovid.inference.ensemble import EnsemblePrediction, ModelOutputs, combine
+from siimcovid.inference.ensemble import combine
+from siimcovid.inference.model_outputs import ModelOutputs
 from siimcovid.inference.weighted_boxes_fusion import COLUMNS, ENSEMBLE, none_confidence
-from siimcovid.models import checkpoints, weights_folder
+from siimcovid.models import checkpoints, weights_manifest
 from siimcovid.models.backbone import for_inference, normalise
 from siimcovid.models.study_classifier import probabilities
 
@@ -87,11 +90,11 @@ class Models:
     @classmethod
     def load(cls, folder: Path) -> "Models":
         """Load every trained stage of a folder, verified. Raises InputError where there is none or one is damaged."""
-        manifest = weights_folder.read_manifest(folder)
-        stages, preset, wanted = {}, "", [f"{name}.safetensors" for name in (*checkpoints.DETECTORS, "study")]
+        manifest = weights_manifest.read_manifest(folder)
+        stages, preset, wanted = {}, "", [f"{name}.safetensors" for name in (*stage_names.DETECTORS, "study")]
         for name in wanted:
             if manifest.get(name, {}).get("preset"):
-                stage, config, model = checkpoints.load(weights_folder.verified(folder, name))
+                stage, config, model = checkpoints.load(weights_manifest.verified(folder, name))
                 stages[stage] = Stage(config, model)
                 preset = preset or manifest[name]["preset"]
         if not stages:

@@ -6,9 +6,10 @@ import pytest
 
 from siimcovid.core.labels import CLASSES, STUDY_COLUMNS, STUDY_LABELS
 from siimcovid.evaluation import mean_average_precision
+from siimcovid.evaluation.ensemble_prediction import EnsemblePrediction
+from siimcovid.evaluation.prediction_scores import class_scores
 from siimcovid.evaluation.submission_csv import Priors, read_table, write_submission
-from siimcovid.evaluation.table_scores import class_scores
-from siimcovid.inference.ensemble import EnsemblePrediction, combine
+from siimcovid.inference.ensemble import combine
 from support.small_world import PRESET, world
 
 

@@ -1,0 +1,77 @@
+"""The weights that a stage starts from: its own, a trained backbone's, or published ones."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from siimcovid.core import files
+from siimcovid.core.errors import InputError
+from siimcovid.core.presets import FULL, SMALL, load_preset
+from siimcovid.models import checkpoints, initial_weights, published_weights, weights_manifest
+
+
+@pytest.mark.parametrize(
+    ("stage", "left"),
+    [("rcnn", "rpn"), ("yolo", "model.model.24"), ("retinanet", "detector.head"), ("study", "head")],
+)
+def test_start_takes_the_backbone_and_says_what_it_left(imagenet, stage, left):
+    config = getattr(SMALL, stage)
+    model = checkpoints.build_model(stage, config)
+    origin = initial_weights.start(stage, config, model, imagenet)
+    assert origin["file"] == "efficientnet_lite0.safetensors"
+    assert any(left in name for name in origin["left"])
+    assert not any("stages" in name for name in origin["left"])
+    stem = checkpoints.read_tensors(imagenet / origin["file"])[0]["stages.0.0.weight"]
+    assert sum(torch.equal(p, stem) for p in model.parameters() if p.shape == stem.shape) == 1
+
+
+def test_start_prefers_the_stage_trained_before(imagenet, tmp_path):
+    for name in ("manifest.json", "efficientnet_lite0.safetensors"):
+        (tmp_path / name).write_bytes((imagenet / name).read_bytes())
+    trained = checkpoints.build_model("study", SMALL.study)
+    checkpoints.save(tmp_path / "study.safetensors", trained, "study", SMALL.study)
+    weights_manifest.register(
+        tmp_path / "study.safetensors", stage="study", architecture="x", source="x", licence="x", preset="x"
+    )
+    model = checkpoints.build_model("study", SMALL.study)
+    origin = initial_weights.start("study", SMALL.study, model, tmp_path)
+    assert (origin["file"], origin["left"]) == ("study.safetensors", [])
+    assert torch.equal(model.head[0].weight, trained.head[0].weight)
+
+
+def test_start_without_weights_says_how_to_get_them(tmp_path):
+    (tmp_path / "manifest.json").write_text(json.dumps({}))
+    with pytest.raises(InputError, match="siimcovid weights import resnext101_32x8d"):
+        initial_weights.start("rcnn", FULL.rcnn, nn.Linear(1, 1), tmp_path)
+
+
+def test_a_trained_backbone_goes_before_the_published_one(imagenet, tmp_path):
+    """Every tensor of the backbone is taken from the stage that trained it, none of its head."""
+    torch.manual_seed(0)
+    trained = checkpoints.build_model("backbone", SMALL.backbone)
+    checkpoints.save(tmp_path / "backbone.safetensors", trained, "backbone", SMALL.backbone)
+    preset = load_preset("small")
+    weights_manifest.register_trained(tmp_path / "backbone.safetensors", "backbone", preset, "nothing")
+    published_weights.import_weights("efficientnet_lite0", None, tmp_path)
+    for stage in ("rcnn", "yolo", "retinanet", "study"):
+        config = getattr(preset, stage)
+        model = checkpoints.build_model(stage, config)
+        origin = initial_weights.start(stage, config, model, tmp_path)
+        assert origin["file"] == "backbone.safetensors"
+        own, theirs = model.state_dict(), trained.state_dict()
+        expected = {name: value for name, value in theirs.items() if name.startswith("backbone.stages")}
+        taken = [name for name in own if name not in origin["left"]]
+        assert len(taken) == origin["taken"] > 200
+        for name in taken:
+            inner = "backbone.stages" + name.split("stages", 1)[1]
+            assert torch.equal(own[name], expected[inner])
+
+
+def test_a_backbone_of_another_architecture_is_passed_over(imagenet):
+    entry = {"stage": "backbone", "architecture": "resnext101_32x8d"}
+    manifest = weights_manifest.read_manifest(imagenet) | {"backbone.safetensors": entry | {"sha256": "0"}}
+    files.write_json(imagenet / "manifest.json", manifest)
+    model = checkpoints.build_model("study", SMALL.study)
+    assert initial_weights.start("study", SMALL.study, model, imagenet)["file"] == "efficientnet_lite0.safetensors"

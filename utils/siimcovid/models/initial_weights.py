@@ -1,0 +1,53 @@
+"""The weights that a stage's training starts from: the best that a weights folder offers."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from siimcovid.core.errors import InputError
+from siimcovid.models.backbone import Backbone
+from siimcovid.models.checkpoints import read_tensors
+from siimcovid.models.weights_manifest import read_manifest, verified
+
+
+def start(stage: str, config: Any, model: nn.Module, folder: Path) -> dict[str, Any]:
+    """Put the best weights that a folder offers for a stage into its model, and say what was done.
+
+    In this order: the stage as it was trained before, a whole pretrained YOLOv5, a backbone that stage `backbone`
+    trained, one as published. Tensors of other names or shapes are left as they are (the report's non-strict loading,
+    section 3.4).
+
+    Returns:
+        {"file", "taken": number of tensors, "left": names of the model's tensors that keep their random values}.
+
+    Raises:
+        InputError: the folder has none of them, or a damaged one.
+    """
+    manifest = read_manifest(folder)
+    names = [f"{stage}.safetensors"]
+    backbone = not (stage == "yolo" and not config.backbone)
+    published = config.backbone if backbone else config.architecture
+    trained = manifest.get("backbone.safetensors", {})
+    if backbone and stage != "backbone" and trained.get("architecture") == config.backbone:
+        names.append("backbone.safetensors")
+    names.append(f"{published}.safetensors")
+    name = next((name for name in names if name in manifest), None)
+    if name is None:
+        wanted = names[-1].removesuffix(".safetensors")
+        raise InputError(
+            f"{folder} has no weights to start stage {stage} from ({' or '.join(names)}); make them with "
+            f"`siimcovid weights import {wanted} --out {folder}`"
+        )
+    tensors, _ = read_tensors(verified(folder, name))
+    if name != names[0] and backbone:
+        if name == "backbone.safetensors":
+            tensors = {key.removeprefix("backbone."): tensor for key, tensor in tensors.items()}
+        places = [place for place, module in model.named_modules() if isinstance(module, Backbone)]
+        tensors = {f"{place}.{key}": tensor for place in places for key, tensor in tensors.items()}
+    own = model.state_dict()
+    taken = {key: tensor for key, tensor in tensors.items() if key in own and own[key].shape == tensor.shape}
+    if not taken:
+        raise InputError(f"{Path(folder) / name} fits no part of stage {stage}; is it of another preset?")
+    model.load_state_dict(taken, strict=False)
+    return {"file": name, "taken": len(taken), "left": sorted(set(own) - set(taken))}

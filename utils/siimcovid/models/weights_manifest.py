@@ -1,0 +1,72 @@
+"""The manifest of a weights folder: what each file is, where it comes from, and its checksum.
+
+`manifest.json` is an object, file name -> {stage, architecture, sha256, source, licence, preset}. Stage `backbone` is a
+pretrained network, `yolo` a pretrained YOLOv5, and `rcnn`, `yolo`, `study` with a configuration in their header are
+trained models.
+"""
+
+import json
+from pathlib import Path
+
+from siimcovid.core.configuration import Preset
+from siimcovid.core.errors import InputError
+from siimcovid.core.files import sha256, write_json
+
+MANIFEST = "manifest.json"
+
+
+def register(path: Path, **entry: str) -> None:
+    """Enter a weights file into the manifest beside it, with its checksum."""
+    folder = Path(path).parent
+    manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else {}
+    manifest[Path(path).name] = {**entry, "sha256": sha256(path)}
+    write_json(folder / MANIFEST, dict(sorted(manifest.items())))
+
+
+def register_trained(path: Path, stage: str, preset: Preset, data: str) -> None:
+    """Enter a stage that was trained on the folder named `data`."""
+    config = getattr(preset, stage)
+    register(
+        path,
+        stage=stage,
+        architecture=config.backbone or config.architecture,
+        source=f"trained by siimcovid on {data}",
+        licence="GPL-3.0",
+        preset=preset.name,
+    )
+
+
+def read_manifest(folder: Path) -> dict[str, dict[str, str]]:
+    """The manifest of a weights folder. Raises InputError where it is missing or damaged, or `folder` is a file."""
+    path = Path(folder) / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{folder} has no {MANIFEST}; make it with `siimcovid weights import`") from None
+    except NotADirectoryError:
+        raise InputError(f"{folder} is a file; name the folder that holds {MANIFEST} and the weights") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); name a weights folder that can be") from None
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}); make it again with `siimcovid weights import`") from None
+    entries = manifest.values() if isinstance(manifest, dict) else [None]
+    if not all(isinstance(entry, dict) and isinstance(entry.get("sha256"), str) for entry in entries):
+        raise InputError(f"{path} is no manifest: it must map file names to entries with a sha256")
+    return manifest
+
+
+def verified(folder: Path, name: str) -> Path:
+    """The path of a file that the manifest lists and whose checksum holds. Raises InputError otherwise."""
+    manifest = read_manifest(folder)
+    if name not in manifest:
+        raise InputError(f"{folder}/{MANIFEST} lists no {name}; it has {', '.join(manifest) or 'nothing'}")
+    path = Path(folder) / name
+    if not path.is_file():
+        raise InputError(f"{path} is missing though {MANIFEST} lists it; copy it again")
+    try:
+        checksum = sha256(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); copy it again") from None
+    if checksum != manifest[name]["sha256"]:
+        raise InputError(f"{path} is damaged: its checksum is not the one in {MANIFEST}; copy it again")
+    return path
