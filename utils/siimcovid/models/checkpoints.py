@@ -15,15 +15,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from siimcovid.core.configuration import STAGES, Detector
+from siimcovid.core.configuration import SUBMISSION_STAGES as SUBMISSION_STAGES  # for those who read checkpoints
 from siimcovid.core.errors import InputError
 from siimcovid.core.files import atomic_path, write_json
 from siimcovid.core.overrides import from_dict, to_dict
-from siimcovid.core.presets import FULL
 
 #: The detectors there are; preset.fusion.detectors says which of them run.
 DETECTORS: tuple[str, ...] = get_args(Detector)
-#: The stages whose models make a submission of the report's system.
-SUBMISSION_STAGES = FULL.stages
 
 #: Stages whose module in `siimcovid.models` has another name.
 MODULES = {"rcnn": "faster_rcnn", "study": "study_classifier"}
