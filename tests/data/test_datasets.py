@@ -9,15 +9,8 @@ import torch
 from siimcovid.core.configuration import Augment
 from siimcovid.core.labels import NIH_FINDINGS
 from siimcovid.core.presets import FULL
-from siimcovid.data.datasets import (
-    CircularCutouts,
-    EpochSampler,
-    ImageDataset,
-    centre_crop,
-    collate,
-    loader,
-    transforms,
-)
+from siimcovid.data.datasets import ImageDataset, collate, loader
+from siimcovid.data.image_memory import ImageMemory
 
 BOX = [0.25, 0.5, 0.5, 0.75]  # of an image of 200 x 120: columns 30 to 60, rows 100 to 150
 
@@ -103,32 +96,6 @@ def test_mixup_keeps_both_images_boxes(cached_images):
     assert sample["boxes"].tolist() == [BOX, BOX]
 
 
-def test_centre_crop():
-    pixels = np.arange(100, dtype=np.uint8).reshape(10, 10)
-    boxes = np.array([[0.0, 0.0, 0.5, 0.5], [0.0, 0.0, 0.1, 0.1]], np.float32)
-    cropped, kept = centre_crop(pixels, boxes, 8)
-    assert cropped.tolist() == pixels[1:9, 1:9].tolist()
-    assert kept == pytest.approx(np.array([[0.0, 0.0, 0.5, 0.5]]))  # (5 - 1) / 8; the other box lies in the border
-    assert centre_crop(pixels, boxes, 0)[0] is pixels
-
-
-def test_sampler_covers_each_epoch_once():
-    sampler = EpochSampler(5, seed=0)
-    first = list(sampler)
-    sampler.epoch = 2
-    third = list(sampler)
-    assert sorted(first) == [0, 1, 2, 3, 4]
-    assert sorted(third) == [10, 11, 12, 13, 14]
-    assert [t - 10 for t in third] != first
-    assert list(EpochSampler(5, seed=0)) == first
-
-
-def test_sampler_draws_by_chances():
-    sampler = EpochSampler(2000, seed=0, sampling_weights=[3.0] * 1000 + [1.0] * 1000)
-    rare = sum(ticket < 1000 for ticket in sampler)
-    assert rare == pytest.approx(1500, abs=60)  # three standard deviations
-
-
 def test_loader_batches_in_order(cached_images):
     folder, images = cached_images
     batches = list(loader(ImageDataset(images, folder, 64), batch=2))
@@ -143,29 +110,32 @@ def test_unknown_level_is_minus_one(cached_images):
     assert collate([ImageDataset(images.assign(study_label=None), folder, 64)[0]])["study_labels"].tolist() == [-1]
 
 
-def test_a_cutout_is_a_disc():
-    image = np.full((200, 200, 1), 255, np.uint8)
-    pixels = CircularCutouts().apply(image, discs=[(60, 90, 20)])[:, :, 0]
-    rows, columns = np.mgrid[:200, :200]
-    distance = np.hypot(rows - 90, columns - 60)
-    assert (pixels[distance < 19] == 0).all()
-    assert (pixels[distance > 21] == 255).all()
-    assert (image == 255).all()
-
-
-def test_one_to_six_cutouts_and_boxes_stay():
-    pipeline = transforms(Augment(cutouts=1.0), seed=0)
-    image, counts = np.full((200, 200, 1), 255, np.uint8), set()
-    for seed in range(40):
-        pipeline.set_random_seed(seed)
-        changed = pipeline(image=image, bboxes=np.array([[0.1, 0.1, 0.9, 0.9]]))
-        assert changed["bboxes"] == pytest.approx(np.array([[0.1, 0.1, 0.9, 0.9]]))
-        counts.add(cv2.connectedComponents((changed["image"][:, :, 0] == 0).astype(np.uint8))[0] - 1)
-    assert {1, 5} < counts <= {1, 2, 3, 4, 5, 6}
-
-
 def test_findings_come_with_the_images(cached_images):
     folder, images = cached_images
     table = pd.DataFrame(np.eye(15, dtype=int)[: len(images)], columns=list(NIH_FINDINGS), index=images.index)
     batch = next(iter(loader(ImageDataset(images.join(table), folder, 32), 2)))
     assert batch["findings"].tolist() == np.eye(15)[:2].tolist()
+
+
+def test_without_augmentation_leaves_the_original_alone(cached_images):
+    folder, images = cached_images
+    augmented = ImageDataset(images, folder, 64, Augment(hflip=1.0, crop=48), seed=0)
+    plain = augmented.without_augmentation()
+    assert torch.equal(plain[1]["images"], ImageDataset(images, folder, 64)[1]["images"])
+    assert plain[1]["boxes"].tolist() == [pytest.approx(BOX)]
+    assert augmented[1]["images"].shape == (1, 48, 48)
+    assert plain.memory is augmented.memory
+
+
+def test_memory_is_passed_not_shared_by_itself(cached_images):
+    folder, images = cached_images
+    memory = ImageMemory(2 * 64 * 64)
+    datasets = [ImageDataset(images, folder, 64, memory=memory) for _ in range(2)]
+    assert datasets[0].image(0) is datasets[1].image(0)
+    assert datasets[0].image(1) is datasets[1].image(1)
+    assert datasets[0].image(2) is not datasets[1].image(2)  # above the limit
+    others = [ImageDataset(images, folder, 64) for _ in range(2)]
+    assert others[0].image(0) is others[0].image(0)
+    assert others[0].image(0) is not others[1].image(0)
+    cv2.imwrite(str(folder / "a.png"), np.zeros((10, 10), np.uint8))
+    assert datasets[0].image(0).max() == 0  # a new picture by the same name is read

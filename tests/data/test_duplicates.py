@@ -148,7 +148,9 @@ def fitted(monkeypatch):
         seen.update(options, cached_images=dataset.image_ids)
 
     monkeypatch.setattr(train_stage, "train", train)
-    monkeypatch.setattr(train_stage, "measure", lambda stage, config, model, held_out, cache: set(held_out["image_id"]))
+    monkeypatch.setattr(
+        train_stage, "measure", lambda stage, config, model, held_out, cache, memory: set(held_out["image_id"])
+    )
     monkeypatch.setattr(initial_weights, "start", lambda *arguments: {})
     return seen
 

@@ -7,7 +7,8 @@ import pytest
 from siimcovid.core.errors import InputError
 from siimcovid.data.competition import load
 from siimcovid.data.dicom_headers import read_header_tables
-from siimcovid.data.folds import assign_folds, read_duplicates, split
+from siimcovid.data.duplicates import read_duplicates
+from siimcovid.data.folds import assign_folds, split
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.presets import SMALL, override
-from siimcovid.data import datasets
 from siimcovid.data.competition import Competition, read_index
+from siimcovid.data.image_memory import ImageMemory
 from siimcovid.evaluation import shortcut_check
 from siimcovid.inference.predictor import predict_images, predict_table, study_probabilities
 from siimcovid.kernel import predict_and_submit, scoreboard
@@ -137,16 +137,22 @@ def test_who_reads_the_marker_falls(cached_images, where, fall):
 
 def test_the_memory_of_shared_images_is_not_disturbed(cached_images):
     folder, images = cached_images
-    before = [datasets.SHARED.square(folder, name, SIDE).copy() for name in images["image_id"]]
+    memory = ImageMemory(1 << 20)
+    before = [memory.square(folder, name, SIDE).copy() for name in images["image_id"]]
     model = Reader(slice(None), slice(None))
-    plain = predict_images("study", CONFIG, model, images, folder).table
-    changed = predict_images("study", CONFIG, model, images, folder, change=lambda image: 255 - image).table
+    plain = predict_images("study", CONFIG, model, images, folder, memory=memory).table
+    changed = predict_images(
+        "study", CONFIG, model, images, folder, change=lambda image: 255 - image, memory=memory
+    ).table
     assert not plain.equals(changed)
     with pytest.raises(ValueError, match="read-only"):
-        predict_images("study", CONFIG, model, images, folder, change=lambda image: np.clip(image, 0, 9, out=image))
+        predict_images(
+            "study", CONFIG, model, images, folder, change=lambda image: np.clip(image, 0, 9, out=image), memory=memory
+        )
     for image, name in zip(before, images["image_id"], strict=True):
-        assert (datasets.SHARED.square(folder, name, SIDE) == image).all()
-    pd.testing.assert_frame_equal(predict_images("study", CONFIG, model, images, folder).table, plain)
+        assert (memory.square(folder, name, SIDE) == image).all()
+    again = predict_images("study", CONFIG, model, images, folder, memory=memory).table
+    pd.testing.assert_frame_equal(again, plain)
 
 
 def test_compared_are_the_studies_that_all_know():

@@ -181,11 +181,20 @@ def out_of_memory(stage: str, fits: Callable[[int, str | None], bool]) -> Callab
         real = predictor.predict_images
 
         def predict_images(
-            name, config, model, images, folder, hflip=False, device=None, may_go_on=lambda: True, change=None
+            name,
+            config,
+            model,
+            images,
+            folder,
+            hflip=False,
+            device=None,
+            may_go_on=lambda: True,
+            change=None,
+            memory=None,
         ):
             if name == stage and not fits(config.infer_batch, device):
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-            return real(name, config, model, images, folder, hflip, device, may_go_on, change)
+            return real(name, config, model, images, folder, hflip, device, may_go_on, change, memory)
 
         scene.patch.setattr(predictor, "predict_images", predict_images)
 

@@ -101,7 +101,7 @@ def test_fit_holds_a_fold_of_patients_out(cached_images, tmp_path, monkeypatch):
     monkeypatch.setattr(
         train_stage, "train", lambda stage, config, model, dataset, out, **options: seen.update(options, n=dataset)
     )
-    monkeypatch.setattr(train_stage, "measure", lambda stage, config, model, held_out, cache: held_out)
+    monkeypatch.setattr(train_stage, "measure", lambda stage, config, model, held_out, cache, memory: held_out)
     monkeypatch.setattr(initial_weights, "start", lambda *arguments: {})
     preset = load_preset("small", {"rcnn.size": 64, "rcnn.training.validate": True, "folds": 2})
     train_stage.fit("rcnn", preset, images, folder, tmp_path, tmp_path)

@@ -1,58 +1,139 @@
-"""What can be set: a preset is a tree of these frozen dataclasses.
+"""What can be set: a preset is a tree of these frozen dataclasses, each value with the range that it may have.
 
-presets.py holds the numbers of the two presets; overrides.py changes single values, and carries the tree through JSON,
-beside each checkpoint. This module imports no torch.
+presets.py holds the numbers of the two presets; overrides.py changes single values, checks types and ranges, and
+carries the tree through JSON, beside each checkpoint. What several values must fulfil together is in the methods
+`check_values`. This module imports no torch.
 """
 
+import math
 from dataclasses import dataclass, field
-from typing import Literal, get_type_hints
+from typing import Annotated, Literal, get_type_hints
 
+from siimcovid.core import overrides
 from siimcovid.core.errors import InputError
+
+
+@dataclass(frozen=True)
+class Range:
+    """The finite numbers from `low` to `high`; `above` and `below` exclude these two themselves."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    def __contains__(self, number: float) -> bool:
+        enough = number > self.low if self.above else number >= self.low
+        return enough and (number < self.high if self.below else number <= self.high)
+
+    def __str__(self) -> str:
+        if not self.above and not self.below and self.high < math.inf:
+            return f"from {self.low:,.10g} to {self.high:,.10g}"
+        lowest = f"{'above' if self.above else 'at least'} {self.low:,.10g}"
+        highest = f" and {'below' if self.below else 'at most'} {self.high:,.10g}"
+        return lowest + (highest if self.high < math.inf else "")
+
+
+@dataclass(frozen=True)
+class NotEmpty:
+    """Lists of one or more values."""
+
+    def __contains__(self, values: tuple) -> bool:
+        return len(values) > 0
+
+    def __str__(self) -> str:
+        return "at least one"
+
+
+#: The stride of every backbone's last map and of YOLOv5's; the detectors' sizes are multiples of it.
+STRIDE = 32
+
+#: Beyond every number that makes sense, and below those that overflow.
+HUGE = 1_000_000
+
+Probability = Annotated[float, Range(0, 1)]
+Share = Annotated[float, Range(0, 1, below=True)]  # of something that would vanish, or diverge, at 1
+Positive = Annotated[float, Range(0, HUGE, above=True)]
+NotNegative = Annotated[float, Range(0, HUGE)]
+Weight = Annotated[float, Range(-HUGE, HUGE)]
+Count = Annotated[int, Range(1, HUGE)]
+CountOrNone = Annotated[int, Range(0, HUGE)]
+Width = Annotated[int, Range(1, 16384)]  # of a layer
+Side = Annotated[int, Range(STRIDE, 8192)]  # of an input in pixels; the largest radiographs have about 5,000
+Stage = Annotated[int, Range(0, 4)]  # a backbone's stage, of stride 2 ** (stage + 1)
+StageCount = Annotated[int, Range(0, 5)]
+Sides = Annotated[tuple[Annotated[int, Range(1, 8192)], ...], NotEmpty()]  # of anchors, in pixels
+Ratios = Annotated[tuple[Annotated[float, Range(0.01, 100)], ...], NotEmpty()]  # of anchors
+
+
+def _check_crop(config: "BackboneConfig | StudyConfig", prefix: str) -> None:
+    """Raise InputError where the centre crop is larger than the images that it is cut from."""
+    for name in ("size", "infer_size"):
+        if config.augment.crop > getattr(config, name):
+            raise InputError(
+                f"setting '{prefix}augment.crop' must be at most {prefix}{name}, which is {getattr(config, name)}, "
+                f"not {config.augment.crop}"
+            )
+
+
+def _check_detector(config: "RcnnConfig | YoloConfig | RetinanetConfig", prefix: str, stride: int) -> None:
+    """Raise InputError for sizes that `stride` does not divide, where maps and anchors would not lie on the image; and
+    for a centre crop, after which boxes would no longer be fractions of the image."""
+    for name in ("size", "infer_size"):
+        size = getattr(config, name)
+        if size % stride:
+            smaller = max(size // stride, 1) * stride
+            raise InputError(
+                f"setting '{prefix}{name}' must be a multiple of {stride}, the model's largest stride, not {size}: "
+                f"give {smaller} or {smaller + stride}"
+            )
+    if config.augment.crop:
+        raise InputError(
+            f"setting '{prefix}augment.crop' must be 0, not {config.augment.crop}: a detector is given whole images"
+        )
 
 
 @dataclass(frozen=True)
 class Augment:
     """Random changes to training images; p is a probability, 0 leaves the change out."""
 
-    hflip: float = 0.0  # left-right, p
-    vflip: float = 0.0  # up-down, p
-    shift_rotate: float = 0.0  # p of a shift with rotation
-    shift: float = 0.0625  # of the image, at most
-    degrees: float = 20.0  # of rotation, at most
-    scale: float = 0.0  # of size up or down, at most
-    sharpen: float = 0.0  # p of sharpening in a one-of with blur
-    blur: float = 0.0  # p of blur
-    brightness_contrast: float = 0.0  # p
-    cutouts: float = 0.0  # p of up to six circular holes
-    erase: float = 0.0  # p of erasing 1 to 10 % of the image
-    value_gain: float = 0.0  # brightness factor, uniform in 1 - gain to 1 + gain: what HSV jitter does to a grey image
-    mixup: float = 0.0  # p of a blend with another image, both images' boxes kept
-    crop: int = 0  # side of a centre crop in pixels, 0 for none
+    hflip: Probability = 0.0  # left-right, p
+    vflip: Probability = 0.0  # up-down, p
+    shift_rotate: Probability = 0.0  # p of a shift with rotation
+    shift: Probability = 0.0625  # of the image, at most
+    degrees: Annotated[float, Range(0, 180)] = 20.0  # of rotation, at most
+    scale: Share = 0.0  # of size up or down, at most
+    sharpen: Probability = 0.0  # p of sharpening in a one-of with blur
+    blur: Probability = 0.0  # p of blur
+    brightness_contrast: Probability = 0.0  # p
+    cutouts: Probability = 0.0  # p of up to six circular holes
+    erase: Probability = 0.0  # p of erasing 1 to 10 % of the image
+    value_gain: Share = 0.0  # brightness factor, uniform in 1 - gain to 1 + gain: what HSV jitter does to a grey image
+    mixup: Probability = 0.0  # p of a blend with another image, both images' boxes kept
+    crop: Annotated[int, Range(0, 8192)] = 0  # side of a centre crop in pixels, 0 for none
 
 
 @dataclass(frozen=True)
 class Training:
     """How a stage is trained."""
 
-    epochs: int
-    batch: int  # images per step and process
-    learning_rate: float  # at its highest
+    epochs: Count
+    batch: Count  # images per step and process
+    learning_rate: Annotated[float, Range(0, above=True)]  # at its highest; one that is too high ends the training
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    momentum: float = 0.9
+    momentum: Share = 0.9
     nesterov: bool = True
-    weight_decay: float = 0.0  # not on biases and norms
+    weight_decay: NotNegative = 0.0  # not on biases and norms
     schedule: Literal["cosine", "one_cycle", "constant"] = "cosine"
-    floor: float = 0.05  # of the highest learning rate: report, equation 1
-    step_epochs: int = 2  # epochs between steps of the cosine; 0 moves at every batch
-    warmup: int = 0  # iterations of linear warm-up
-    nominal_batch: int = 0  # images per weight update by accumulation; 0 for `batch`
-    clip_norm: float = 0.0  # gradients are clipped to this norm; 0 for never
-    ema: float = 0.0  # decay per update of the averaged weights; 0 for none
-    patience: int = 0  # epochs without a better validation metric before the end; 0 for never
+    floor: Probability = 0.05  # of the highest learning rate: report, equation 1
+    step_epochs: CountOrNone = 2  # epochs between steps of the cosine; 0 moves at every batch
+    warmup: CountOrNone = 0  # iterations of linear warm-up
+    nominal_batch: CountOrNone = 0  # images per weight update by accumulation; 0 for `batch`
+    clip_norm: NotNegative = 0.0  # gradients are clipped to this norm; 0 for never
+    ema: Share = 0.0  # decay per update of the averaged weights; 0 for none
+    patience: CountOrNone = 0  # epochs without a better validation metric before the end; 0 for never
     validate: bool = False  # measure and keep the best epoch on the held-out fold; False trains on everything
-    balance: Literal["none", "oversample", "weights"] = (
-        "none"  # of study labels: rare ones drawn or counted more (study)
-    )
+    balance: Literal["none", "oversample", "weights"] = "none"  # rare study labels are drawn, or counted, more
 
 
 @dataclass(frozen=True)
@@ -62,9 +143,13 @@ class BackboneConfig:
     training: Training
     augment: Augment
     backbone: str
-    size: int  # side of the square input in pixels, before the crop
-    infer_size: int
-    infer_batch: int
+    size: Side  # side of the square input in pixels, before the crop
+    infer_size: Side
+    infer_batch: Count
+
+    def check_values(self, prefix: str = "") -> None:
+        """Raise InputError where values do not fit each other; `prefix` stands before their names."""
+        _check_crop(self, prefix)
 
 
 @dataclass(frozen=True)
@@ -74,23 +159,42 @@ class RcnnConfig:
     training: Training
     augment: Augment
     backbone: str
-    size: int  # side of the square input in pixels, training
-    infer_size: int  # the same, inference
-    infer_batch: int
-    first_stage: int  # finest backbone stage in the pyramid (1: stride 4, 2: stride 8)
-    frozen_stages: int  # backbone stages without updates, from the first
-    pyramid_channels: int
-    anchor_sides: tuple[int, ...]  # in pixels, one per pyramid level
-    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-    proposals_before_nms: int = 2000
-    proposals_train: int = 2000
-    proposals: int = 1000
-    boxes_per_image: int = 512  # sampled for the box head's loss
-    head_width: int = 1024
+    size: Side  # side of the square input in pixels, training
+    infer_size: Side  # the same, inference
+    infer_batch: Count
+    first_stage: Stage  # finest backbone stage in the pyramid (1: stride 4, 2: stride 8)
+    frozen_stages: StageCount  # backbone stages without updates, from the first
+    pyramid_channels: Width
+    anchor_sides: Sides  # in pixels, one per pyramid level
+    anchor_ratios: Ratios = (0.5, 1.0, 2.0)
+    proposals_before_nms: Count = 2000
+    proposals_train: Count = 2000
+    proposals: Count = 1000
+    boxes_per_image: Count = 512  # sampled for the box head's loss
+    head_width: Width = 1024
     box_loss: Literal["smooth_l1", "CIoU"] = "smooth_l1"  # of the box head; report, section 3.1, tried both
-    score_threshold: float = 0.001  # the metric never punishes a low box
-    nms_iou: float = 0.5
-    max_boxes: int = 100
+    score_threshold: Probability = 0.001  # the metric never punishes a low box
+    nms_iou: Probability = 0.5
+    max_boxes: Count = 100
+
+    def check_values(self, prefix: str = "") -> None:
+        """Raise InputError where values do not fit each other; `prefix` stands before their names."""
+        _check_detector(self, prefix, STRIDE)
+
+
+#: The definitions of the yolov5 package that are YOLOv5 v6: strides 8 to 32, and those of hub/ 8 to 64.
+YoloArchitecture = Literal[
+    "yolov5n",
+    "yolov5s",
+    "yolov5m",
+    "yolov5l",
+    "yolov5x",
+    "hub/yolov5n6",
+    "hub/yolov5s6",
+    "hub/yolov5m6",
+    "hub/yolov5l6",
+    "hub/yolov5x6",
+]
 
 
 @dataclass(frozen=True)
@@ -99,20 +203,33 @@ class YoloConfig:
 
     training: Training
     augment: Augment
-    architecture: str  # of the yolov5 package
-    size: int
-    infer_size: int
-    infer_batch: int
+    architecture: YoloArchitecture
+    size: Side
+    infer_size: Side
+    infer_batch: Count
     backbone: str = ""  # a pretrained network in the place of its own first ten layers; empty for its own
-    frozen_stages: int = 0
-    rsna_epochs: int = 30  # of training on the RSNA challenge first; report, section 3.2
+    frozen_stages: StageCount = 0
+    rsna_epochs: Count = 30  # of training on the RSNA challenge first; report, section 3.2
     box_loss: Literal["GIoU", "DIoU", "CIoU"] = "GIoU"  # report, section 3.2
-    box_gain: float = 0.075  # report, equation 2
-    class_gain: float = 0.05
-    object_gain: float = 0.75
-    score_threshold: float = 0.001
-    nms_iou: float = 0.5
-    max_boxes: int = 100
+    box_gain: NotNegative = 0.075  # report, equation 2
+    class_gain: NotNegative = 0.05
+    object_gain: NotNegative = 0.75
+    score_threshold: Probability = 0.001
+    nms_iou: Probability = 0.5
+    max_boxes: Count = 100
+
+    @property
+    def largest_stride(self) -> int:
+        """Pixels of the input to one cell of the model's coarsest map, which must divide its sizes."""
+        return 2 * STRIDE if self.architecture.endswith("6") else STRIDE
+
+    def check_values(self, prefix: str = "") -> None:
+        """Raise InputError where values do not fit each other; `prefix` stands before their names."""
+        _check_detector(self, prefix, self.largest_stride)
+        if self.backbone and self.largest_stride != STRIDE:
+            raise InputError(
+                f"setting '{prefix}backbone' must be empty for {self.architecture}: a backbone has no map of stride 64"
+            )
 
 
 @dataclass(frozen=True)
@@ -122,22 +239,31 @@ class RetinanetConfig:
     training: Training
     augment: Augment
     backbone: str
-    size: int  # side of the square input in pixels, training
-    infer_size: int  # the same, inference
-    infer_batch: int
-    first_stage: int  # finest backbone stage in the pyramid (2: stride 8)
-    frozen_stages: int  # backbone stages without updates, from the first
-    pyramid_channels: int
-    anchor_sides: tuple[int, ...]  # in pixels, one per pyramid level
-    anchor_scales: tuple[float, ...] = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))  # of each side
-    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # height to width
-    tower_convolutions: int = 4  # of 3 x 3 before each output, 0 to 4
-    tower_groups: int = 0  # of a group norm behind each of them; 0 for no norm
+    size: Side  # side of the square input in pixels, training
+    infer_size: Side  # the same, inference
+    infer_batch: Count
+    first_stage: Stage  # finest backbone stage in the pyramid (2: stride 8)
+    frozen_stages: StageCount  # backbone stages without updates, from the first
+    pyramid_channels: Width
+    anchor_sides: Sides  # in pixels, one per pyramid level
+    anchor_scales: Ratios = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))  # of each side
+    anchor_ratios: Ratios = (0.5, 1.0, 2.0)  # height to width
+    tower_convolutions: Annotated[int, Range(0, 4)] = 4  # of 3 x 3 before each output, 0 to 4
+    tower_groups: CountOrNone = 0  # of a group norm behind each of them; 0 for no norm
     box_loss: Literal["smooth_l1", "GIoU"] = "smooth_l1"
-    score_threshold: float = 0.001  # the metric never punishes a low box
-    candidates: int = 1000  # highest boxes of each study label that the suppression looks at
-    nms_iou: float = 0.5
-    max_boxes: int = 100
+    score_threshold: Probability = 0.001  # the metric never punishes a low box
+    candidates: Count = 1000  # highest boxes of each study label that the suppression looks at
+    nms_iou: Probability = 0.5
+    max_boxes: Count = 100
+
+    def check_values(self, prefix: str = "") -> None:
+        """Raise InputError where values do not fit each other; `prefix` stands before their names."""
+        _check_detector(self, prefix, STRIDE)
+        if self.tower_groups and self.pyramid_channels % self.tower_groups:
+            raise InputError(
+                f"setting '{prefix}tower_groups' must divide {prefix}pyramid_channels, which is "
+                f"{self.pyramid_channels}, not {self.tower_groups}"
+            )
 
 
 @dataclass(frozen=True)
@@ -147,20 +273,27 @@ class StudyConfig:
     training: Training
     augment: Augment
     backbone: str
-    size: int
-    infer_size: int
-    infer_batch: int
-    hidden: int = 1024  # report, section 3.4
-    dropout: float = 0.0
-    label_smoothing: float = 0.0
-    focal: float = 0.0  # exponent gamma of the focal loss (Lin et al. 2017); 0 is cross entropy
-    mask: float = (
-        0.0  # share of the loss that is for a map of the boxes, drawn beside the study labels; needs frozen=False
-    )
-    none: float = 0.0  # weight of the loss of a fifth output, that the image has no box; 0 leaves the output out
+    size: Side
+    infer_size: Side
+    infer_batch: Count
+    hidden: Width = 1024  # report, section 3.4
+    dropout: Share = 0.0
+    label_smoothing: Share = 0.0
+    focal: NotNegative = 0.0  # exponent gamma of the focal loss (Lin et al. 2017); 0 is cross entropy
+    mask: Share = 0.0  # of the loss, for a map of the boxes drawn beside the study labels; needs frozen=False
+    none: NotNegative = 0.0  # weight of the loss of a fifth output, that the image has no box; 0 leaves the output out
     hflip_tta: bool = False  # predictions are the mean over an image and its mirror image
     frozen: bool = True
-    views: int = 0  # augmented views whose features are computed once (frozen only); 0 runs the backbone every epoch
+    views: CountOrNone = 0  # of each image, whose features are computed once (frozen only); 0: in every epoch
+
+    def check_values(self, prefix: str = "") -> None:
+        """Raise InputError where values do not fit each other; `prefix` stands before their names."""
+        _check_crop(self, prefix)
+        if self.mask and self.frozen:
+            raise InputError(
+                f"setting '{prefix}mask' teaches the backbone, which {prefix}frozen=true does not let learn: set it "
+                "false, or mask 0"
+            )
 
 
 #: The detectors there are: models/<name>.py each.
@@ -171,16 +304,13 @@ Detector = Literal["rcnn", "yolo", "retinanet"]
 class FusionConfig:
     """Weighted boxes fusion, then non-maximum suppression (report, section 3.3)."""
 
-    detectors: tuple[Detector, ...] = (
-        "rcnn",
-        "yolo",
-    )  # that run and are fused; what is per detector follows this order
-    calibration: tuple[float, ...] = ()  # slope and intercept of each detector's logits; empty leaves scores alone
-    iou: float = 0.55
-    weights: tuple[float, ...] = (1.0, 1.0)  # of each detector
-    hflip_tta: bool = False  # the ensemble hears each detector twice, the second time on mirrored images
-    nms_iou: float = 0.5
-    max_boxes: int = 100
+    detectors: tuple[Detector, ...] = ("rcnn", "yolo")  # that run and are fused; numbers of each are in this order
+    calibration: tuple[Weight, ...] = ()  # slope and intercept of each detector's logits; empty leaves scores alone
+    iou: Probability = 0.55
+    weights: tuple[NotNegative, ...] = (1.0, 1.0)  # of each detector
+    hflip_tta: bool = False  # each detector also predicts the mirrored images
+    nms_iou: Probability = 0.5
+    max_boxes: Count = 100
 
     def of_detectors(self, name: str, each: int) -> dict[str, tuple[float, ...]]:
         """detector -> its `each` numbers of the setting `name`. Raises InputError where there are not so many."""
@@ -195,29 +325,29 @@ class FusionConfig:
 
 @dataclass(frozen=True)
 class LateFusionConfig:
-    """What the study model and the detectors tell each other (combine.py); nothing, as it stands here.
+    """How the study model and the detectors change each other's predictions (ensemble.py); by default not at all.
 
-    combination.py fits these numbers on images that the models did not see.
+    fit_ensemble.py fits these numbers on images that the models did not see.
     """
 
-    none: tuple[float, ...] = ()  # intercept and weights of the logits that an image is empty; empty: 1 - highest score
-    laterality: tuple[
-        float, ...
-    ] = ()  # the same for none, one and both sides being affected; empty: study labels are left alone
-    label_laterality: tuple[float, ...] = ()  # how much more often than on average these are at each study label
-    label_power: float = 1.0  # of the study model's probabilities, which are multiplied with that
-    opacity_none: float = 0.0  # boxes count (1 - none) to this power
-    opacity_negative: float = 0.0  # and (1 - negative) to this
+    none: tuple[
+        Weight, ...
+    ] = ()  # intercept and weights of the logits that an image is empty; empty: 1 - highest score
+    laterality: tuple[Weight, ...] = ()  # the same for none, one and both sides being affected; empty: left alone
+    label_laterality: tuple[NotNegative, ...] = ()  # how much more often than on average these are at each study label
+    label_power: NotNegative = 1.0  # of the study model's probabilities, which are multiplied with that
+    opacity_none: NotNegative = 0.0  # boxes count (1 - none) to this power
+    opacity_negative: NotNegative = 0.0  # and (1 - negative) to this
 
 
 @dataclass(frozen=True)
 class PseudoLabelConfig:
-    """Further training of the detectors on test images that were answered surely (pseudo.py)."""
+    """Further training of the detectors on test images with confident predictions (pseudo_labels.py)."""
 
-    epochs: int = 0  # on train and test images together; 0 leaves it out
-    score: float = 0.4  # boxes from this score on are taken for true
-    none: float = 0.7  # images from this confidence in `none` for empty, up to 1 - this for full
-    learning_rate: float = 0.3  # share of the stage's own
+    epochs: CountOrNone = 0  # on train and test images together; 0 leaves it out
+    score: Probability = 0.4  # boxes from this score on are taken for true
+    none: Annotated[float, Range(0.5, 1)] = 0.7  # images from this `none` on are empty, up to 1 - this are not
+    learning_rate: Positive = 0.3  # share of the stage's own
 
 
 @dataclass(frozen=True)
@@ -225,7 +355,7 @@ class Preset:
     """A run's whole configuration."""
 
     name: str
-    cache_size: int  # longest side of a prepared image in pixels
+    cache_size: Side  # longest side of a prepared image in pixels
     backbone: BackboneConfig
     rcnn: RcnnConfig
     yolo: YoloConfig
@@ -234,23 +364,32 @@ class Preset:
     fusion: FusionConfig = field(default_factory=FusionConfig)
     late_fusion: LateFusionConfig = field(default_factory=LateFusionConfig)
     pseudo: PseudoLabelConfig = field(default_factory=PseudoLabelConfig)
-    members: int = 1  # models of each stage, a fold ensemble: each is trained without a fold of its own
-    folds: int = 5
-    fold: int = 0  # held out where a stage validates
-    seed: int = 0
+    members: Count = 1  # models of each stage, a fold ensemble: each is trained without a fold of its own
+    folds: Annotated[int, Range(2)] = 5
+    fold: CountOrNone = 0  # held out where a stage validates
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     duplicates: bool = True  # an image with several ids is trained on once, and never beside a fold that holds it out
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """The models whose answers make a submission."""
+        """The stages whose predictions make a submission."""
         return (*self.fusion.detectors, "study")
 
     def check(self) -> "Preset":
-        """The preset itself. Raises InputError where the numbers by which answers are combined do not fit each other.
+        """The preset itself.
+
+        Raises InputError for a value of a wrong type or out of its range, and where the numbers by which predictions
+        are combined do not fit each other.
 
         A preset that names other detectors needs numbers for them, or none: `--set fusion.calibration=`.
         """
-        self.fusion.of_detectors("weights", 1)
+        overrides.check(self)
+        if self.fold >= self.folds:
+            raise InputError(f"setting 'fold' must be below folds, which is {self.folds}, not {self.fold}")
+        if not self.fusion.detectors or len(set(self.fusion.detectors)) < len(self.fusion.detectors):
+            raise InputError("setting 'fusion.detectors' must name one or more detectors, each once")
+        if not any(sum(weight) for weight in self.fusion.of_detectors("weights", 1).values()):
+            raise InputError("setting 'fusion.weights' must hold a number above 0")
         if self.fusion.calibration:
             self.fusion.of_detectors("calibration", 2)
         used = (*self.fusion.detectors, "negative", "none")
@@ -270,3 +409,6 @@ class Preset:
 STAGES: dict[str, type] = {
     name: kind for name, kind in get_type_hints(Preset).items() if "training" in getattr(kind, "__annotations__", ())
 }
+
+#: The stages whose models make a submission of the report's system: its two detectors and the study classifier.
+SUBMISSION_STAGES: tuple[str, ...] = (*FusionConfig().detectors, "study")

@@ -2,13 +2,17 @@
 
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # worker processes import this module, and need no pandas
+    import pandas as pd
 
 
 @contextmanager
@@ -38,6 +42,25 @@ def write_text(path: Path | str, text: str) -> None:
 def write_json(path: Path | str, value: Any) -> None:
     """Write JSON atomically: two-space indent, keys in the order given, a final newline, NaN refused."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def nan_to_null(value: Any) -> Any:
+    """The same tree of dicts, lists and tuples with None, JSON's null, in the place of every NaN."""
+    if isinstance(value, Mapping):
+        return {key: nan_to_null(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [nan_to_null(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def write_csv(table: "pd.DataFrame", path: Path | str, index: bool = False) -> None:
+    """Write a table as CSV atomically: UTF-8, lines end in a line feed, with `index` the row labels come first.
+
+    Bytes of a file's name that are no UTF-8 (which Python keeps as lone surrogates) are written as the six characters
+    of their escape, such as \\udcff: see tables.unescaped.
+    """
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=index, lineterminator="\n", errors="backslashreplace")
 
 
 def link(source: Path | str, target: Path | str) -> None:

@@ -1,6 +1,6 @@
 """Every number of the system: two presets, `full` (the report's) and `small` (the same system for two CPU cores).
 
-What they are made of stands in configs.py. This module imports no torch.
+What they are made of stands in configuration.py. This module imports no torch.
 """
 
 from collections.abc import Mapping

@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 
 from siimcovid.core.errors import InputError
-from siimcovid.core.files import atomic_path
+from siimcovid.core.files import write_csv
 from siimcovid.core.labels import STUDY_COLUMNS, STUDY_LABELS
 from siimcovid.core.tables import find_table, numbers, read_csv, some
 from siimcovid.data.dicom_headers import IMAGE_COLUMNS, scan_images
@@ -252,8 +252,7 @@ def index_table(rows: Sequence[dict]) -> pd.DataFrame:
 def write_index(images: pd.DataFrame, path: Path | str) -> None:
     """Write the index as CSV, boxes as JSON and no study label as an empty field; `read_index` gives it back
     exactly."""
-    with atomic_path(path) as temporary:
-        images.assign(boxes=images["boxes"].map(json.dumps)).to_csv(temporary, index=False)
+    write_csv(images.assign(boxes=images["boxes"].map(json.dumps)), path)
 
 
 def read_index(path: Path | str) -> pd.DataFrame:

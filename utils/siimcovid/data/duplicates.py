@@ -7,7 +7,7 @@ cache, thumbnails.npz, remembers what the images look like, so that only the fir
     state     (n, 2) int64, length in bytes and date in ns of the picture that the thumbnail is of
     pixels    (n, SIDE, SIDE) uint8, the image stretched to a square, area averages
 
-A competitor's list of duplicates, train_duplicates.csv (plain or gzipped; see folds.read_duplicates), is heard too
+A competitor's list of duplicates, train_duplicates.csv (plain or gzipped; see read_duplicates), is heard too
 where it lies in the competition folder.
 
 Images are compared by what is finer than a lung. Chest images all look alike when blurred: of thumbnails as they are,
@@ -35,9 +35,8 @@ from scipy.sparse.csgraph import connected_components
 from siimcovid.core.errors import InputError
 from siimcovid.core.files import atomic_path
 from siimcovid.core.processes import processors
-from siimcovid.core.tables import find_table
+from siimcovid.core.tables import find_table, read_csv
 from siimcovid.data import image_cache
-from siimcovid.data.folds import read_duplicates
 
 #: Side of a thumbnail in pixels, and the deviation of the blur that is subtracted from it, in the same.
 SIDE, BLUR = 48, 2.0
@@ -81,6 +80,15 @@ def listed(images: pd.DataFrame) -> list[list[str]]:
     parents = next((Path(path).parents for path in images["path"] if path), ()) if "path" in images else ()
     path = find_table(parents[3], LIST) if len(parents) > 3 else None
     return read_duplicates(path) if path else []
+
+
+def read_duplicates(path: Path | str) -> list[list[str]]:
+    """Image ids that show the same image, from a CSV without titles: a set of ids, with or without _image, a line.
+
+    The list that circulates for this competition has lost its ids' leading zeros; they are put back, to 12 digits.
+    """
+    lines = read_csv(path, header=None).to_numpy().tolist()
+    return [[name.strip().removesuffix("_image").zfill(12) for name in line if name.strip()] for line in lines]
 
 
 def once(images: pd.DataFrame, groups: Iterable[Sequence[str]]) -> pd.DataFrame:

@@ -5,13 +5,11 @@ A patient's images resemble each other, so a patient on both sides would make th
 """
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from siimcovid.core.errors import InputError
-from siimcovid.core.tables import read_csv
 
 #: Images with as many boxes or more are one stratum: fewer than one in thirty.
 MANY_BOXES = 3
@@ -22,8 +20,9 @@ def assign_folds(
 ) -> pd.Series:
     """The fold, 0 to `folds` - 1, of each train image, and -1 for the rest, as a Series with `images`' index.
 
-    All images of a patient fall into one fold, and so do patients that share an image of `duplicates` (see
-    read_duplicates). Depends on `seed`, not on the order of rows. Raises InputError where a fold would stay empty.
+    All images of a patient fall into one fold, and so do patients that share an image of `duplicates` (groups
+    of image ids, see duplicates.find). Depends on `seed`, not on the order of rows. Raises InputError where a fold
+    would stay empty.
     """
     train = images[images["split"] == "train"]
     groups = _united(train, duplicates)
@@ -51,15 +50,6 @@ def split(
         raise InputError(f"there is no fold {fold} of {folds}: give 0 to {folds - 1}")
     assigned = assign_folds(images, folds, seed, duplicates)
     return images[(assigned >= 0) & (assigned != fold) & images["annotated"]], images[assigned == fold]
-
-
-def read_duplicates(path: Path | str) -> list[list[str]]:
-    """Image ids that show the same image, from a CSV without titles: a set of ids, with or without _image, a line.
-
-    The list that circulates for this competition has lost its ids' leading zeros; they are put back, to 12 digits.
-    """
-    lines = read_csv(path, header=None).to_numpy().tolist()
-    return [[name.strip().removesuffix("_image").zfill(12) for name in line if name.strip()] for line in lines]
 
 
 def _deal(counts: np.ndarray, folds: int, seed: int) -> np.ndarray:

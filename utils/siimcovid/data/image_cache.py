@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 
 from siimcovid.core.errors import InputError
-from siimcovid.core.files import atomic_path
+from siimcovid.core.files import atomic_path, write_csv
 from siimcovid.core.processes import Lost, processors, run_apart
 from siimcovid.data.dicom_image import DicomError, read_image
 
@@ -106,8 +106,7 @@ def prepare(
                 bar.update()
     failed = [(image, path, reasons[image]) for image, path in paths.items() if reasons[image]]
     failures = pd.DataFrame(failed, columns=list(FAILURE_COLUMNS), dtype=str)
-    with atomic_path(folder / "failures.csv") as temporary:
-        failures.to_csv(temporary, index=False)
+    write_csv(failures, folder / "failures.csv")
     return failures
 
 

@@ -11,14 +11,13 @@ Out: shortcuts.json: {"studies": their number, "as they are", "covered" and "fal
 precision, null where no study has the study label}}.
 """
 
-import math
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
 
-from siimcovid.core.files import write_json
+from siimcovid.core.files import nan_to_null, write_json
 from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.evaluation.mean_average_precision import study_precisions
 
@@ -121,8 +120,7 @@ def compare(as_they_are: pd.DataFrame, covered: pd.DataFrame, truth: pd.Series) 
     scores["fall"] = {
         study_label: value - scores["covered"][study_label] for study_label, value in scores["as they are"].items()
     }
-    numbers = {name: {k: None if math.isnan(v) else v for k, v in row.items()} for name, row in scores.items()}
-    return {"studies": len(tables["as they are"]), **numbers}
+    return {"studies": len(tables["as they are"]), **nan_to_null(scores)}
 
 
 def record(found: dict, path: Path) -> str:

@@ -24,8 +24,10 @@ from tqdm import tqdm
 
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import STUDY_LABELS
-from siimcovid.data.datasets import SHARED, ImageDataset, loader
+from siimcovid.data.datasets import ImageDataset, loader
 from siimcovid.data.image_cache import read
+from siimcovid.data.image_memory import ImageMemory
+from siimcovid.data.resize import centre_crop
 from siimcovid.models.backbone import for_inference
 from siimcovid.models.device import default_device, launched_as
 from siimcovid.models.study_classifier import probabilities
@@ -73,6 +75,7 @@ def predict_table(
     cache: Path,
     hflip: bool = False,
     change: Callable[[np.ndarray], np.ndarray] | None = None,
+    memory: ImageMemory | None = None,
 ) -> pd.DataFrame:
     """Predict images of the index that lie in the cache: a detections table for a detector, study labels for `study`.
 
@@ -82,7 +85,7 @@ def predict_table(
     An image for which a number is not finite has no rows. Raises InputError where an image has no whole picture.
     """
     found = predict_images(
-        stage, config, for_inference(model.to(default_device())), images, cache, hflip, change=change
+        stage, config, for_inference(model.to(default_device())), images, cache, hflip, change=change, memory=memory
     )
     if found.unreadable:
         read(cache, found.unreadable[0])  # says what is wrong
@@ -99,25 +102,22 @@ def predict_images(
     device: str | None = None,
     may_go_on: Callable[[], bool] = lambda: True,
     change: Callable[[np.ndarray], np.ndarray] | None = None,
+    memory: ImageMemory | None = None,
 ) -> Predictions:
     """Predict as many images as may be; see `predict`.
 
     model: made by `for_inference`. device: "cpu" keeps off a GPU that is there. may_go_on: asked after each batch;
-    False leaves the rest out.
+    False leaves the rest out. memory: decoded images, for callers that predict the same images again; None keeps none.
     """
     device = torch.device(device) if device else default_device()
     share, gather = _share(len(images), config.infer_batch)
     model = model.to(device)
-    dataset = InferenceDataset(images, cache, config.infer_size, memory=SHARED)
+    dataset = InferenceDataset(images, cache, config.infer_size, memory=memory or ImageMemory(0))
     dataset.changed = change
-    crop = config.augment.crop
     rows: list[tuple[str, bool, np.ndarray]] = []  # an image's id, whether it could be read, and its output
     batches = loader(Subset(dataset, share), config.infer_batch)
     for batch in tqdm(batches, desc=f"predict {stage}", unit="batch", mininterval=2):
-        pixels = batch["images"].to(device, non_blocking=True)
-        if crop:
-            start = (pixels.shape[-1] - crop) // 2
-            pixels = pixels[..., start : start + crop, start : start + crop]
+        pixels = centre_crop(batch["images"].to(device, non_blocking=True), config.augment.crop)
         if hflip:
             pixels = pixels.flip(-1)
         with torch.autocast(device.type, enabled=device.type == "cuda"):

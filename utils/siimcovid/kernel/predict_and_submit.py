@@ -16,7 +16,7 @@ import torch
 from siimcovid.core import stage_names
 from siimcovid.core.configuration import LateFusionConfig
 from siimcovid.core.errors import InputError
-from siimcovid.core.files import atomic_path
+from siimcovid.core.files import atomic_path, write_csv
 from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.tables import find_table, some
 from siimcovid.evaluation import submission_csv, submission_validator
@@ -59,7 +59,16 @@ def _look(run: Run, step: str, model: str, hflip: bool = False, change: Callable
         with run.recover(step, f"batches of {batch // 2}" if batch > 1 else "the CPU", MemoryShort):
             changed = replace(config, infer_batch=batch)
             outputs = predict_images(
-                stage, changed, network, run.test, run.cache, hflip, device, lambda: run.has_time(step), change
+                stage,
+                changed,
+                network,
+                run.test,
+                run.cache,
+                hflip,
+                device,
+                lambda: run.has_time(step),
+                change,
+                run.memory,
             )
             break
         free_memory()
@@ -121,7 +130,7 @@ def with_ensemble(run: Run, detections: pd.DataFrame) -> pd.DataFrame:
 
     fused = ensemble(outputs(run, detections), run.preset.fusion)
     detections = pd.concat([detections, fused], ignore_index=True)
-    _write_table(detections, run.folder / "detections.csv")
+    write_csv(detections, run.folder / "detections.csv")
     improve(run, detections, None if run.image_study_probs is None else study_probabilities(run.image_study_probs))
     return detections
 
@@ -144,8 +153,8 @@ def classify(run: Run) -> pd.DataFrame:
             from siimcovid.inference.predictor import study_probabilities
 
             study_probs = study_probabilities(run.image_study_probs)
-            _write_table(run.image_study_probs, run.folder / "image_study_probabilities.csv")
-            _write_table(study_probs, run.folder / "study_probabilities.csv")
+            write_csv(run.image_study_probs, run.folder / "image_study_probabilities.csv")
+            write_csv(study_probs, run.folder / "study_probabilities.csv")
     run.revise()
     return study_probs
 
@@ -192,11 +201,9 @@ def submit(run: Run, detections: pd.DataFrame, study_probs: pd.DataFrame) -> Pat
                 alone = detections[detections["model"] != ENSEMBLE]
                 prediction = combine(outputs(run, alone), run.preset)
                 improve(run, prediction.detections, prediction.study_probs, prediction.none)
-                _write_table(
-                    pd.concat([alone, prediction.detections], ignore_index=True), run.folder / "detections.csv"
-                )
+                write_csv(pd.concat([alone, prediction.detections], ignore_index=True), run.folder / "detections.csv")
                 if len(prediction.study_probs):
-                    _write_table(prediction.study_probs, run.folder / "study_probabilities.csv")
+                    write_csv(prediction.study_probs, run.folder / "study_probabilities.csv")
         for model in run.seen:
             if model in stage_names.DETECTORS:
                 _write_submission(run, model, detections, study_probs, submission_file(run, model))
@@ -247,8 +254,3 @@ def _write_submission(
             none = none_confidence(found, seen)
     images, sample = run.competition.images, run.competition.sample
     return submission_csv.write_submission(sample, study_probs, none, found, images, path, kernel_inputs.priors(run))
-
-
-def _write_table(table: pd.DataFrame, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False)

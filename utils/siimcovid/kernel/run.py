@@ -30,6 +30,7 @@ from siimcovid.core.files import write_json
 from siimcovid.core.overrides import to_dict
 from siimcovid.core.presets import FULL
 from siimcovid.data.competition import Competition, index_table
+from siimcovid.data.image_memory import PREDICTION_BYTES, ImageMemory
 from siimcovid.kernel.time_budget import (
     Profile,
     RunPlan,
@@ -70,6 +71,7 @@ class Run:
     locked: set[str] = field(default_factory=set)  # stages whose training has begun: their settings stay
     models: dict[str, tuple[Any, Any, bool]] = field(default_factory=dict)  # see trained.load
     unusable: set[str] = field(default_factory=set)  # stages whose model could not be loaded
+    memory: ImageMemory = field(default_factory=lambda: ImageMemory(PREDICTION_BYTES))  # of test images, for all models
     seen: dict[str, list[str]] = field(default_factory=dict)  # detector (or "<detector>_hflip") -> images it looked at
     image_study_probs: pd.DataFrame | None = (
         None  # what the study model says of each test image; None where it says nothing

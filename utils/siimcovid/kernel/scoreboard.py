@@ -4,11 +4,9 @@ Out: scores.json, for each detector and the ensemble the six average precisions 
 of the study model's score is left on images without markers and borders (see shortcuts.py).
 """
 
-import math
-
 import pandas as pd
 
-from siimcovid.core.files import write_json
+from siimcovid.core.files import nan_to_null, write_json
 from siimcovid.core.labels import CLASSES
 from siimcovid.evaluation import mean_average_precision, report_tables, submission_csv
 from siimcovid.evaluation.ground_truth import find_ground_truth, read_ground_truth
@@ -32,8 +30,7 @@ def score(run: Run, submissions: dict) -> pd.DataFrame | None:
         )
         scores[model] = mean_average_precision.average_precisions(matches)
         boxes[model] = report_tables.box_figures(matches["opacity"], threshold=report_tables.THRESHOLD)
-    known = {m: {k: None if math.isnan(v) else v for k, v in row.items()} for m, row in scores.items()}
-    write_json(run.folder / "scores.json", known)  # a class without truth has no AP
+    write_json(run.folder / "scores.json", nan_to_null(scores))  # a class without truth has no AP
     table = pd.DataFrame(scores).T[[*CLASSES, "mean"]]
     return table.join(pd.DataFrame(boxes).T.drop(columns="mAP@.50"))
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from siimcovid.core.files import write_text
+from siimcovid.core.files import write_csv
 from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.overrides import override
 from siimcovid.data import image_cache
@@ -182,7 +182,7 @@ def _tables(run: Run, outputs: list[Predictions], test: pd.DataFrame) -> float:
     fuse(table, names)  # numba compiles at the first call
     begin = run.budget.now()
     fused = fuse(table, names)
-    write_text(run.folder / "trial.csv", pd.concat([table, fused]).to_csv(index=False))
+    write_csv(pd.concat([table, fused]), run.folder / "trial.csv")
     sample = pd.DataFrame({"id": test["image_id"] + "_image", "PredictionString": ""})
     empty = pd.DataFrame(columns=["study_id", *STUDY_LABELS])
     none = pd.Series(0.5, index=test["image_id"])

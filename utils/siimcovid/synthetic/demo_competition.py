@@ -33,7 +33,7 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEGLosslessSV1
 from tqdm import tqdm
 
 from siimcovid.core.errors import InputError
-from siimcovid.core.files import write_json, write_text
+from siimcovid.core.files import write_csv, write_json
 from siimcovid.core.labels import STUDY_COLUMNS, STUDY_LABELS
 from siimcovid.synthetic.anatomy import Anatomy
 from siimcovid.synthetic.radiograph import render
@@ -266,7 +266,7 @@ def image_row(image: Image, boxes: np.ndarray) -> tuple[str, str | None, str, st
 
 def _csv(path: Path, columns: list[str], rows: list[tuple]) -> None:
     """Write a table as the competition's are written."""
-    write_text(path, pd.DataFrame(rows, columns=columns).to_csv(index=False, lineterminator="\n"))
+    write_csv(pd.DataFrame(rows, columns=columns), path)
 
 
 def write_competition(

@@ -17,7 +17,7 @@ import pandas as pd
 import pydicom
 
 from siimcovid.core.errors import InputError
-from siimcovid.core.files import atomic_path, write_text
+from siimcovid.core.files import atomic_path, write_csv
 from siimcovid.data.nih_chestxray14 import ENTRIES
 from siimcovid.data.rsna_pneumonia import BOX, CLASS_FILE, IMAGE_FOLDER, LABEL_FILE
 from siimcovid.synthetic.anatomy import Anatomy
@@ -65,7 +65,7 @@ def write_pretraining(folder: Path | str, layout: str, *, count: int, seed: int,
     boxes = map_images(partial(write, folder=folder), list(zip(images, names, strict=True)), workers)
     tables = _rsna_tables(images, boxes) if layout == "rsna" else _nih_tables(images, names)
     for name, table in tables.items():
-        write_text(folder / name, table.to_csv(index=False, lineterminator="\n"))
+        write_csv(table, folder / name)
     return len(images)
 
 

@@ -35,7 +35,7 @@ import pandas as pd
 from siimcovid.core import stage_names
 from siimcovid.core.configuration import Preset
 from siimcovid.core.errors import InputError
-from siimcovid.core.files import atomic_path, link, write_json
+from siimcovid.core.files import atomic_path, link, nan_to_null, write_csv, write_json
 from siimcovid.core.labels import CLASSES, STUDY_COLUMNS, STUDY_LABELS
 from siimcovid.core.overrides import override, to_dict
 from siimcovid.core.tables import find_table, read_csv
@@ -150,9 +150,9 @@ def cross_validate(
     if len(model_names) > 1:
         found = pd.concat([found, prediction.detections.assign(fold=prediction.detections["image_id"].map(fold))])
     found = found.sort_values(["image_id", "model", "score"], ascending=[True, True, False], kind="stable")
-    _write(found, out / "detections.csv")
-    _write(study_tables, out / "image_study_probabilities.csv")
-    _write(
+    write_csv(found, out / "detections.csv")
+    write_csv(study_tables, out / "image_study_probabilities.csv")
+    write_csv(
         prediction.study_probs.merge(held_out_images[["study_id", "fold"]].drop_duplicates(), on="study_id"),
         out / "study_probabilities.csv",
     )
@@ -202,7 +202,7 @@ def _patients_seen(folder: Path, train: pd.DataFrame, held_out: pd.DataFrame) ->
     if not path.is_file():
         if any(folder.glob("*.safetensors")):
             raise InputError(f"{folder} has trained stages and no images.csv to say on what; remove the folder")
-        _write(now, path)
+        write_csv(now, path)
     then = read_csv(path, list(now))
     if then[list(now)].to_numpy().tolist() != now.to_numpy().tolist():
         raise InputError(f"{path} names other images than are at hand now; give this data another folder")
@@ -214,7 +214,7 @@ def _predicted(stage: str, folder: Path, held_out: pd.DataFrame, cache: Path, hf
     path = folder / (f"{stage}_hflip.csv" if hflip else f"{stage}.csv")
     if not path.is_file():
         _, config, model = checkpoints.load(folder / f"{stage}.safetensors")
-        _write(predict_table(stage, config, model, held_out, cache, hflip), path)
+        write_csv(predict_table(stage, config, model, held_out, cache, hflip), path)
     table = read_csv(path, STUDY_PREDICTION_COLUMNS if stage == "study" else DETECTION_COLUMNS)
     return table.astype({name: _kind(name) for name in table})
 
@@ -278,8 +278,7 @@ def score(competition: Path, images: pd.DataFrame, found: OutOfFold, preset: Pre
         known = [value for value in scores.values() if not math.isnan(value)]
         scores["mean"] = float(np.mean(known)) if known else math.nan
         evaluations.append(replace(evaluation, scores=scores))
-    rows = {e.name: {k: None if math.isnan(v) else v for k, v in e.scores.items()} for e in evaluations}
-    write_json(out / "scores.json", rows)
+    write_json(out / "scores.json", nan_to_null({e.name: e.scores for e in evaluations}))
     return evaluations
 
 
@@ -294,7 +293,7 @@ def check_shortcuts(found: OutOfFold, cache: Path, out: Path) -> str:
         path = folder / "study_covered.csv"
         if not path.is_file():
             _, config, model = checkpoints.load(folder / "study.safetensors")
-            _write(predict_table("study", config, model, held_out, cache, change=shortcut_check.cover), path)
+            write_csv(predict_table("study", config, model, held_out, cache, change=shortcut_check.cover), path)
         tables.append(
             read_csv(path, STUDY_PREDICTION_COLUMNS).astype({name: _kind(name) for name in STUDY_PREDICTION_COLUMNS})
         )
@@ -313,11 +312,6 @@ def _joined(parts: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
 
 def _kind(column: str) -> type:
     return {"fold": int, **dict.fromkeys(("image_id", "study_id", "model"), str)}.get(column, float)
-
-
-def _write(table: pd.DataFrame, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False)
 
 
 def read(out: Path, images: pd.DataFrame, preset: Preset) -> tuple[ModelOutputs, dict[str, int]]:

@@ -39,7 +39,7 @@ import yaml
 
 from siimcovid.core.configuration import Preset
 from siimcovid.core.errors import InputError
-from siimcovid.core.files import atomic_path, write_json
+from siimcovid.core.files import write_csv, write_json
 from siimcovid.core.overrides import override, to_dict
 from siimcovid.models import weights_manifest
 from siimcovid.training.train_stage import fit
@@ -211,8 +211,7 @@ def search(
                 result = _run(stage, override(preset, settings), images, cache, start, folder)
                 write_json(folder / "trial.json", {"settings": settings, **result})
         table = collect(out)
-        with atomic_path(out / "search.csv") as temporary:
-            table.to_csv(temporary, index=False)
+        write_csv(table, out / "search.csv")
         _keep_best(table, out, stage)
     return table
 

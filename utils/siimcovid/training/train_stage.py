@@ -16,7 +16,6 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from torchvision.transforms.functional import center_crop
 from tqdm import tqdm
 
 from siimcovid.core.configuration import BackboneConfig, Preset
@@ -24,7 +23,9 @@ from siimcovid.core.errors import InputError
 from siimcovid.core.labels import NIH_FINDINGS, STUDY_LABELS
 from siimcovid.core.processes import processors
 from siimcovid.data import duplicates, folds, image_cache
-from siimcovid.data.datasets import SHARED, ImageDataset, loader
+from siimcovid.data.datasets import ImageDataset, loader
+from siimcovid.data.image_memory import PREDICTION_BYTES, ImageMemory
+from siimcovid.data.resize import centre_crop
 from siimcovid.evaluation.mean_average_precision import study_precisions
 from siimcovid.evaluation.prediction_scores import opacity_score
 from siimcovid.inference.predictor import predict_table, study_probabilities
@@ -89,7 +90,10 @@ def fit(
         else:  # the mean weight of an image is 1, as without weights
             of_label = rarity.groupby(chosen["study_label"]).first().reindex(STUDY_LABELS, fill_value=0.0)
             model.label_weights = torch.tensor((of_label * len(chosen) / (of_label > 0).sum()).to_numpy())
-    evaluate = None if held_out is None else lambda candidate: measure(stage, config, candidate, held_out, folder)
+    memory = ImageMemory(PREDICTION_BYTES)  # of the images held out, for the next epoch
+    evaluate = (
+        None if held_out is None else lambda candidate: measure(stage, config, candidate, held_out, folder, memory)
+    )
     return train(
         stage,
         config,
@@ -119,30 +123,42 @@ def prepare(images: pd.DataFrame, folder: Path, size: int) -> pd.DataFrame:
     return image_cache.prepare(images, folder, size)
 
 
-def measure(stage: str, config: object, model: nn.Module, images: pd.DataFrame, folder: Path) -> float:
+def measure(
+    stage: str,
+    config: object,
+    model: nn.Module,
+    images: pd.DataFrame,
+    folder: Path,
+    memory: ImageMemory | None = None,
+) -> float:
     """Validation metric, higher is better.
 
     Opacity AP on all images for a detector, mean AP of the study labels for `study`, and for `backbone` the mean area
     under the ROC curve of the findings that some images have and some have not, as Wang et al. 2017 compare them.
     """
     if stage == "backbone":
-        truth, scores = images[list(NIH_FINDINGS)].to_numpy(), findings(config, model, images, folder)
+        truth, scores = images[list(NIH_FINDINGS)].to_numpy(), findings(config, model, images, folder, memory)
         told = (truth.min(axis=0) == 0) & (truth.max(axis=0) == 1)
         return float(roc_auc_score(truth[:, told], scores[:, told])) if told.any() else math.nan
-    table = predict_table(stage, config, model, images, folder)
+    table = predict_table(stage, config, model, images, folder, memory=memory)
     if stage == "study":
         truth = images.drop_duplicates("study_id").set_index("study_id")["study_label"]
         return study_precisions(study_probabilities(table), truth)["mean"]
     return opacity_score(table, images)
 
 
-def findings(config: BackboneConfig, model: nn.Module, images: pd.DataFrame, folder: Path) -> np.ndarray:
+def findings(
+    config: BackboneConfig,
+    model: nn.Module,
+    images: pd.DataFrame,
+    folder: Path,
+    memory: ImageMemory | None = None,
+) -> np.ndarray:
     """Logits of NIH's labels on images of the index: (images, 15) in the order of labels.NIH_FINDINGS."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, samples = for_inference(model.to(device)), ImageDataset(images, folder, config.infer_size, memory=SHARED)
-    side = config.augment.crop or config.infer_size
+    model, samples = for_inference(model.to(device)), ImageDataset(images, folder, config.infer_size, memory=memory)
     rows = [
-        model.predict(center_crop(batch["images"].to(device), [side, side])).float().cpu()
+        model.predict(centre_crop(batch["images"].to(device), config.augment.crop)).float().cpu()
         for batch in loader(samples, config.infer_batch)
     ]
     return torch.cat(rows).numpy()
@@ -177,17 +193,15 @@ class Features(Dataset):
         """Every view of every image: (views * images, C)."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = model.to(device).eval()
-        augment, table = samples.augment, []
+        plain, table = samples.without_augmentation(), []
         with torch.inference_mode():
             for view in range(self.views):
-                samples.augment = augment if view else None
                 order = range(view * len(samples), (view + 1) * len(samples))
-                batches = loader(samples, batch, order)
+                batches = loader(samples if view else plain, batch, order)
                 for images_batch in tqdm(
                     batches, desc=f"features {view + 1}/{self.views}", unit="batch", mininterval=2
                 ):
                     table.append(model.features(images_batch["images"].to(device)).cpu())
-        samples.augment = augment
         return torch.cat(table).clone()
 
     def __len__(self) -> int:

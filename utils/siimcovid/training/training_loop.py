@@ -32,9 +32,10 @@ from tqdm import tqdm
 
 from siimcovid.core.configuration import Training
 from siimcovid.core.errors import InputError
-from siimcovid.core.files import atomic_path
+from siimcovid.core.files import atomic_path, write_csv
 from siimcovid.core.overrides import to_dict
-from siimcovid.data.datasets import EpochSampler, loader
+from siimcovid.data.datasets import loader
+from siimcovid.data.samplers import EpochSampler
 from siimcovid.models import checkpoints
 
 #: Seconds of training after which the state is written again, at the next step.
@@ -294,8 +295,7 @@ def train(
             history=[*progress.history, row],
         )
         if accelerator.is_main_process:
-            with atomic_path(out / f"{stage}.metrics.csv") as temporary:
-                pd.DataFrame(progress.history).to_csv(temporary, index=False)
+            write_csv(pd.DataFrame(progress.history), out / f"{stage}.metrics.csv")
         accelerator.log({name: value for name, value in row.items() if value is not None}, step=progress.epoch)
         save_resume()
         saved = time.monotonic()

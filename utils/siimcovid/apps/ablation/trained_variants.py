@@ -15,16 +15,17 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torchvision.transforms.functional import center_crop
 
 from siimcovid.apps.ablation.ablation_data import AblationData
 from siimcovid.core.configuration import Preset, PseudoLabelConfig
-from siimcovid.core.files import atomic_path, write_json
+from siimcovid.core.files import write_csv, write_json
 from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.overrides import override
 from siimcovid.core.tables import read_csv
 from siimcovid.data import folds
-from siimcovid.data.datasets import SHARED, ImageDataset, loader
+from siimcovid.data.datasets import ImageDataset, loader
+from siimcovid.data.image_memory import ImageMemory
+from siimcovid.data.resize import centre_crop
 from siimcovid.inference import pseudo_labels
 from siimcovid.inference.fit_ensemble import NOTHING
 from siimcovid.inference.predictor import predict_table
@@ -164,8 +165,7 @@ class VariantTrainer:
         for part, images in self.parts_of(variant).items():
             for hflip in (False, True):
                 table, cost = self._predict(variant.stage, path, images, hflip)
-                with atomic_path(out / f"{part}{'_hflip' if hflip else ''}.csv") as temporary:
-                    table.to_csv(temporary, index=False)
+                write_csv(table, out / f"{part}{'_hflip' if hflip else ''}.csv")
                 predicting, count = predicting + cost, count + len(images)
         write_json(out / "cost.json", {"train": round(seconds, 1), "image": round(predicting / count, 4)})
 
@@ -184,13 +184,12 @@ class VariantTrainer:
         device = default_device()
         model = model.to(device)
         if key not in self.pooled:
-            samples = ImageDataset(images, self.data.cache, config.infer_size, memory=SHARED)
+            samples = ImageDataset(images, self.data.cache, config.infer_size, memory=ImageMemory(0))
             begin = time.process_time()
             with torch.inference_mode():
-                part = config.augment.crop or config.infer_size
                 parts = []
                 for batch in loader(samples, config.infer_batch):
-                    pixels = center_crop(batch["images"].to(device), [part, part])
+                    pixels = centre_crop(batch["images"].to(device), config.augment.crop)
                     parts.append(model.features(pixels.flip(-1) if hflip else pixels))
             self.pooled[key] = torch.cat(parts), time.process_time() - begin
         features, seconds = self.pooled[key]

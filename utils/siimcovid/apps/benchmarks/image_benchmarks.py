@@ -104,13 +104,14 @@ def _pace(path: Path, workers: int) -> float:
 def feed() -> Measured:
     """An epoch of augmented batches for the `full` Faster R-CNN."""
     from siimcovid.data.datasets import ImageDataset, loader
+    from siimcovid.data.resize import resize_to_square
 
     class FullSize(ImageDataset):
         """Images whose full-size PNGs are decoded whenever they are needed."""
 
         def image(self, number: int) -> np.ndarray:
             pixels = cv2.imread(str(self.folder / "full" / f"{self.image_ids[number]}.png"), cv2.IMREAD_GRAYSCALE)
-            return cv2.resize(pixels, (self.size, self.size), interpolation=cv2.INTER_AREA)
+            return resize_to_square(pixels, self.size)
 
     config, count = FULL.rcnn, 12
     with tempfile.TemporaryDirectory() as folder:

@@ -16,7 +16,9 @@ from siimcovid.apps.benchmarks.gpu_hours import forward_flops
 from siimcovid.core.configuration import StudyConfig
 from siimcovid.core.overrides import override
 from siimcovid.core.presets import FULL, SMALL
-from siimcovid.data.datasets import EpochSampler, ImageDataset, loader
+from siimcovid.data.datasets import ImageDataset, loader
+from siimcovid.data.resize import centre_crop
+from siimcovid.data.samplers import EpochSampler
 from siimcovid.inference.predictor import predict_table
 from siimcovid.models import checkpoints
 from siimcovid.models.backbone import IMAGENET_MEAN, IMAGENET_STD
@@ -100,8 +102,6 @@ def infer_study() -> Measured:
     model = checkpoints.build_model("study", config).eval()
     plain = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
     mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    first = (config.infer_size - config.augment.crop) // 2
-    crop = slice(first, first + config.augment.crop)
     with tempfile.TemporaryDirectory() as folder:
         images = write_images(Path(folder), count, config.infer_size)
 
@@ -109,8 +109,9 @@ def infer_study() -> Measured:
         def loop() -> np.ndarray:
             found = []
             for name in images["image_id"]:
-                pixels = cv2.imread(str(Path(folder, f"{name}.png")), cv2.IMREAD_COLOR_RGB)[crop, crop]
-                image = (torch.from_numpy(pixels).permute(2, 0, 1).float().contiguous() / 255 - mean) / deviation
+                pixels = cv2.imread(str(Path(folder, f"{name}.png")), cv2.IMREAD_COLOR_RGB)
+                pixels = centre_crop(torch.from_numpy(pixels).permute(2, 0, 1), config.augment.crop)
+                image = (pixels.float().contiguous() / 255 - mean) / deviation
                 features = plain.backbone(image[None])[-1].mean(dim=(2, 3))
                 found.append(torch.softmax(plain.head(features), dim=1)[0].numpy())
             return np.array(found)

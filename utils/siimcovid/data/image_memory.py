@@ -1,0 +1,45 @@
+"""Decoded and resized images in memory, for the next epoch or for the next model that is given the same images.
+
+An ImageMemory is made by whoever wants images to be shared and passed to every ImageDataset that shares them. OpenCV
+is imported when the first image is read: the kernel's run holds a memory also where OpenCV is broken.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+#: Bytes of images that a training set keeps; the rest is decoded again in every epoch.
+TRAINING_BYTES = 2 << 30
+
+#: Bytes that predictions keep for the next model or epoch on the same images: few, so that memory stays flat.
+PREDICTION_BYTES = 32 << 20
+
+
+class ImageMemory:
+    """The first `limit` bytes of the images that were asked for; later ones are decoded every time."""
+
+    def __init__(self, limit: int):
+        self.images: dict[tuple, np.ndarray] = {}  # by folder, image id, side, and the file's length and date
+        self.free = limit
+
+    def square(self, folder: Path, image_id: str, side: int) -> np.ndarray:
+        """An image of the cache `folder`, stretched to a square: (side, side) uint8, which must not be written to.
+
+        Raises InputError where the cache has no whole picture of it.
+        """
+        from siimcovid.data import image_cache
+        from siimcovid.data.resize import resize_to_square
+
+        try:
+            state = os.stat(folder / f"{image_id}.png")
+            key = folder, image_id, side, state.st_size, state.st_mtime_ns
+        except OSError:
+            key = None  # image_cache.read raises, and says what is wrong
+        if key in self.images:
+            return self.images[key]
+        square = resize_to_square(image_cache.read(folder, image_id), side)
+        if square.nbytes <= self.free:
+            self.free -= square.nbytes
+            self.images[key] = square
+        return square
