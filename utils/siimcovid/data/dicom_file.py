@@ -44,7 +44,7 @@ NEEDED = (
 )
 
 #: Value representations that a short element may have, by the first bytes of its explicit form.
-SHORT_VRS = (b"US", b"SS", b"CS", b"IS", b"DS")
+SHORT_VRS = (b"US", b"SS", b"CS", b"IS", b"DS", b"LO")
 
 #: No short element is longer; more is another pattern of bytes that looks like one.
 LONGEST_SHORT = 256
@@ -52,25 +52,24 @@ LONGEST_SHORT = 256
 UNDEFINED = 0xFFFFFFFF
 
 
-def read_elements(path: Path | str, notices: list[str]) -> Dataset:
+def read_elements(path: Path | str, notices: list[str], also: tuple[str, ...] = ()) -> Dataset:
     """Read the elements of NEEDED that a DICOM file has; it may lack preamble, file meta group and transfer syntax.
 
+    also: keywords of further short elements.
     The data set has a file_meta with the transfer syntax, which is guessed from the encoding where the file has none.
     Raises OSError where the file cannot be opened, and what pydicom raises for something that is no DICOM file.
     """
     with open(path, "rb") as stream:
         has_preamble = stream.read(132)[128:] == b"DICM"
     try:
-        dataset = pydicom.dcmread(path, force=True, specific_tags=list(NEEDED))
+        dataset = pydicom.dcmread(path, force=True, specific_tags=[*NEEDED, *also])
         missing = not any(name in dataset for name in PIXEL_DATA) or any(name not in dataset for name in DESCRIPTION)
-    except OSError:
-        raise
-    except Exception:
-        if not has_preamble:
+    except Exception as error:
+        if not has_preamble or (isinstance(error, OSError) and error.errno is not None):  # else it is pydicom's own
             raise
         dataset, missing = None, True
     if missing and has_preamble:
-        dataset = _search(Path(path).read_bytes(), dataset, notices)
+        dataset = _search(Path(path).read_bytes(), dataset, notices, SHORT + also)
     if "TransferSyntaxUID" not in dataset.file_meta:  # then it was read as what its first bytes look like
         implicit, little = dataset.original_encoding
         explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
@@ -78,11 +77,11 @@ def read_elements(path: Path | str, notices: list[str]) -> Dataset:
     return dataset
 
 
-def _search(content: bytes, found: Dataset | None, notices: list[str]) -> Dataset:
-    """Add to what was found the elements that can be recognised by the bytes they begin with."""
+def _search(content: bytes, found: Dataset | None, notices: list[str], names: tuple[str, ...]) -> Dataset:
+    """Add to what was found the elements of these names that can be recognised by the bytes they begin with."""
     pixels = _find_pixels(content)
     header = content[: len(content) if pixels is None else pixels[0]]
-    elements = {name: element for name in SHORT if (element := _find_short(header, name))}
+    elements = {name: element for name in names if (element := _find_short(header, name))}
     dataset = Dataset() if found is None else found
     added = False
     for name, element in elements.items():
@@ -95,7 +94,6 @@ def _search(content: bytes, found: Dataset | None, notices: list[str]) -> Datase
     if found is None:
         dataset.file_meta = _find_meta(content)
         implicit = dataset.file_meta.get("TransferSyntaxUID") == ImplicitVRLittleEndian
-        dataset._set_pixel_representation(dataset)
         dataset.set_original_encoding(implicit, True)
     if added:
         notices.append("its header is damaged: what it says of the pixels was searched for, other elements are ignored")
