@@ -22,7 +22,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from siimcovid.data import dicom_decode, dicom_image
+from siimcovid.data import dicom_decode, dicom_grey
 from siimcovid.data.dicom_image import DicomError, read_image
 from support.dicom_files import COLUMNS, ROWS, jpeg_lossless, plain_chain, table, values, write
 
@@ -45,10 +45,9 @@ def test_depths(tmp_path, stored, signed, photometric):
 WINDOWS = {
     "linear": {"WindowCenter": 900, "WindowWidth": 1500},
     "several": {"WindowCenter": [700, 1200], "WindowWidth": [900, 300]},
-    "narrow": {"WindowCenter": 1000, "WindowWidth": 1},
+    "narrow": {"WindowCenter": 700, "WindowWidth": 1},
     "exact": {"WindowCenter": 900, "WindowWidth": 1500.5, "VOILUTFunction": "LINEAR_EXACT"},
     "sigmoid": {"WindowCenter": 900, "WindowWidth": 700, "VOILUTFunction": "SIGMOID"},
-    "outside": {"WindowCenter": 99999, "WindowWidth": 2},  # everything becomes black
 }
 RESCALES = {
     "none": {},
@@ -129,7 +128,7 @@ def test_without_16_bit_tables(tmp_path, monkeypatch):
         raise cv2.error("lut.size() == 256")
 
     path = write(tmp_path / "a.dcm", values(12, True), 12, signed=True)
-    monkeypatch.setattr(dicom_image.cv2, "LUT", old)
+    monkeypatch.setattr(dicom_grey.cv2, "LUT", old)
     assert_plain(path)
 
 
@@ -247,7 +246,6 @@ def test_nothing_heavy_is_imported():
 #: What cannot be read of the real files, and why.
 UNREADABLE = {
     "MR_truncated.dcm": "breaks off: it holds 8,130 of 8,192 bytes of pixel data",
-    "badVR.dcm": "its number of frames is '1A'",
     "meta_missing_tsyntax.dcm": "its header gives no size",
     "no_meta.dcm": "is not a DICOM file",  # its first byte is one too many
 }
@@ -269,5 +267,7 @@ def test_real_files(real):
         elif path.name == "JPEGLosslessP14SV1_1s_1f_u_16_16.dcm":  # its LUTs and rescale are empty
             assert image.shape == (535, 800)
             assert len(np.unique(image)) > 100
+        elif path.name == "badVR.dcm":  # its number of frames is '1A'
+            assert image.shape == (10, 10)
         else:
             np.testing.assert_array_equal(image, plain_chain(path), err_msg=path.name)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
@@ -25,7 +27,10 @@ def write(
     frames: list[bytes] | None = None,
     **tags,
 ) -> Path:
-    """Write pixels (rows, columns[, 3]) as a DICOM file; `tags` are set last, None deletes one."""
+    """Write pixels (rows, columns[, 3]) as a DICOM file; `tags` are set last, None deletes one.
+
+    A DataElement among them is written with its own VR, whatever the standard's is.
+    """
     allocated = allocated or (8 if stored <= 8 else 16)
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
@@ -45,11 +50,35 @@ def write(
     for name, value in tags.items():
         if value is None:
             delattr(dataset, name)
+        elif isinstance(value, DataElement):
+            dataset.add(value)
         else:
             setattr(dataset, name, value)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+def text(name: str, value: str) -> DataElement:
+    """A text where the standard wants a number. It is not checked."""
+    return DataElement(name, "LO", value)
+
+
+def replace_pixels(path: Path, value: bytes, length: int | None = None) -> Path:
+    """Let a file end with this value of its pixel data; length: what it says of that, by default what it is."""
+    content = path.read_bytes()
+    start = content.rindex(b"\xe0\x7f\x10\x00O")
+    length = len(value) if length is None else length
+    path.write_bytes(content[: start + 8] + struct.pack("<I", length) + value)
+    return path
+
+
+def insert(path: Path, element: bytes, before: str = "SamplesPerPixel") -> Path:
+    """Put the bytes of an element in front of another one."""
+    content, tag = path.read_bytes(), tag_for_keyword(before)
+    start = content.index(struct.pack("<HH", tag >> 16, tag & 0xFFFF))
+    path.write_bytes(content[:start] + element + content[start:])
     return path
 
 

@@ -18,17 +18,16 @@ from dataclasses import dataclass
 import numpy as np
 import pydicom.pixels
 from pydicom.dataset import Dataset
-from pydicom.encaps import get_frame
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
-    JPEG2000TransferSyntaxes,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSTransferSyntaxes,
-    JPEGTransferSyntaxes,
+    RLELossless,
 )
+
+from siimcovid.data.dicom_codestream import LOSSLESS, codestream_size, unpack_frame
+from siimcovid.data.dicom_description import Refused, check_description
 
 try:
     import dicomsdl
@@ -37,18 +36,10 @@ try:
 except ImportError:  # no wheel for this Python: pydicom's decoders give the same values, more slowly
     dicomsdl = None
 
-#: Images have at most 24 million pixels; more than this is a damaged header that would only exhaust the memory.
-MOST_PIXELS = 2**28
-
 NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian)
-LOSSLESS = (JPEGLossless, JPEGLosslessSV1)
 
 #: In a JPEG's entropy-coded data a byte 255 is followed by 0, or it is a marker.
 MARKER = re.compile(rb"\xff[^\0]")
-
-
-class Refused(ValueError):
-    """An image that is not handed to any decoder, with the reason in words that fit after the file's name."""
 
 
 @dataclass(frozen=True)
@@ -56,74 +47,72 @@ class Stored:
     """Stored values.
 
     pixels: (rows, columns) for grey, (rows, columns, 3) RGB for colour; in any byte order.
-    unused_bits: so many high bits of each value are to be ignored (a signed value's sign lies below them).
+    unused_bits: so many bits of each value are to be ignored, usually the high ones (a signed value's sign lies below
+    them). unused_low_bits: so many of them are the low ones, as the header's HighBit has it.
+    notices: what of the header was corrected before decoding.
     """
 
     pixels: np.ndarray
     unused_bits: int = 0
+    unused_low_bits: int = 0
+    notices: tuple[str, ...] = ()
 
 
 def decode(dataset: Dataset) -> Stored:
     """Decode the first frame of `dataset`, which must have a transfer syntax in its file_meta.
 
-    Raises Refused where the header contradicts itself or the data, and whatever pydicom and its decoders raise.
+    What the header says of the pixels is checked first and corrected in `dataset` where the data tell what is right.
+    Raises Refused where the header contradicts itself or the data, and
+    whatever pydicom and its decoders raise.
     """
-    rows, columns = _size(dataset)
-    syntax = dataset.file_meta.TransferSyntaxUID
-    frame = None
-    if syntax in (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes):
-        frame = get_frame(dataset.PixelData, 0, number_of_frames=_frames(dataset))
-        _check_codestream(frame, rows, columns)
+    notices: list[str] = []
+    frame = unpack_frame(dataset, notices)
+    check_description(dataset, frame, notices)
+    rows, columns, syntax = dataset.Rows, dataset.Columns, dataset.file_meta.TransferSyntaxUID
     if _is_plain(dataset):
         data_type = np.dtype(f"<u{dataset.BitsAllocated // 8}")
         pixels = None
-        if syntax in NATIVE:
+        if syntax in NATIVE or (syntax == ExplicitVRBigEndian and dataset.BitsAllocated == 16):
             there, expected = len(dataset.PixelData), rows * columns * data_type.itemsize
             if there < expected:
                 raise Refused(f"breaks off: it holds {there:,} of {expected:,} bytes of pixel data")
-            pixels = np.frombuffer(dataset.PixelData, data_type, rows * columns).reshape(rows, columns)
+            order = data_type.newbyteorder(">") if syntax == ExplicitVRBigEndian else data_type
+            pixels = np.frombuffer(dataset.PixelData, order, rows * columns).reshape(rows, columns)
+            pixels = pixels.astype(data_type, copy=False)
         elif syntax in LOSSLESS and dicomsdl is not None:
             pixels = _decode_lossless(frame, syntax, rows, columns, data_type)
+        elif syntax == RLELossless:
+            pixels = _decode_rle(dataset)
         if pixels is not None:
             if dataset.PixelRepresentation:
                 pixels = pixels.view(f"<i{data_type.itemsize}")
-            return Stored(pixels, dataset.BitsAllocated - dataset.BitsStored)
+            low = dataset.HighBit + 1 - dataset.BitsStored
+            return Stored(pixels, dataset.BitsAllocated - dataset.BitsStored, low, tuple(notices))
     pixels = pydicom.pixels.pixel_array(dataset, index=0)
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
         pixels = pydicom.pixels.apply_color_lut(pixels, dataset)
-    return Stored(pixels)
-
-
-def _size(dataset: Dataset) -> tuple[int, int]:
-    """Rows and columns from the header, refused where no image can be that."""
-    rows, columns = dataset.get("Rows"), dataset.get("Columns")
-    if not isinstance(rows, int) or not isinstance(columns, int) or rows < 1 or columns < 1:
-        raise Refused(f"its header gives no size (Rows {rows}, Columns {columns})")
-    if rows * columns * (dataset.get("SamplesPerPixel") or 1) > MOST_PIXELS:
-        raise Refused(f"its header gives the absurd size {rows} x {columns}")
-    return rows, columns
-
-
-def _frames(dataset: Dataset) -> int:
-    """Number of frames, 1 where the header leaves it out."""
-    frames = dataset.get("NumberOfFrames")
-    try:
-        return 1 if frames is None else int(frames)
-    except (TypeError, ValueError):
-        raise Refused(f"its number of frames is {str(frames)!r}") from None
+    return Stored(pixels, notices=tuple(notices))
 
 
 def _is_plain(dataset: Dataset) -> bool:
-    """Whether this is what nearly every image is: one frame of whole 8- or 16-bit grey values."""
-    allocated = dataset.get("BitsAllocated")
+    """Whether this is what nearly every image is: whole 8- or 16-bit grey values."""
     return (
-        dataset.get("PhotometricInterpretation") in ("MONOCHROME1", "MONOCHROME2")
-        and dataset.get("SamplesPerPixel") == 1
-        and _frames(dataset) == 1
-        and allocated in (8, 16)
-        and dataset.get("BitsStored") in range(1, allocated + 1)
-        and dataset.get("PixelRepresentation") in (0, 1)
+        dataset.PhotometricInterpretation in ("MONOCHROME1", "MONOCHROME2")
+        and dataset.SamplesPerPixel == 1
+        and dataset.BitsAllocated in (8, 16)
+        and "PixelData" in dataset
     )
+
+
+def _decode_rle(dataset: Dataset) -> np.ndarray:
+    """Decode RLE by pydicom with all bits of each value, those above BitsStored too, which HighBit may mean."""
+    whole = Dataset()
+    whole.update(dataset)
+    whole.file_meta = dataset.file_meta
+    whole.set_original_encoding(*dataset.original_encoding)
+    for name, value in {"BitsStored": dataset.BitsAllocated, "PixelRepresentation": 0}.items():
+        whole.add_new(name, "US", value)  # a new element: the data sets share their other ones
+    return np.ascontiguousarray(pydicom.pixels.pixel_array(whole, index=0), f"<u{dataset.BitsAllocated // 8}")
 
 
 def _decode_lossless(frame: bytes, syntax: str, rows: int, columns: int, data_type: np.dtype) -> np.ndarray | None:
@@ -176,44 +165,3 @@ def _wrap(frame: bytes, syntax: str, rows: int, columns: int, bits: int) -> byte
             struct.pack("<HHI", 0xFFFE, 0xE0DD, 0),
         )
     )
-
-
-@dataclass(frozen=True)
-class Codestream:
-    """What a compressed image says about itself."""
-
-    rows: int
-    columns: int
-    precision: int
-    components: int
-
-
-def codestream_size(frame: bytes) -> Codestream | None:
-    """Read the frame header of a JPEG, JPEG Lossless, JPEG-LS or JPEG 2000 codestream; None where there is none."""
-    start = re.search(rb"\xff\x4f\xff\x51", frame[:4096])  # JPEG 2000: start of codestream, then the SIZ segment
-    if start and len(frame) >= start.start() + 44:
-        right, bottom, left, top = struct.unpack_from(">4I", frame, start.start() + 8)
-        (components, depth) = struct.unpack_from(">HB", frame, start.start() + 40)
-        return Codestream(bottom - top, right - left, (depth & 0x7F) + 1, components)
-    position = 2
-    while frame[:2] == b"\xff\xd8" and position + 10 <= len(frame):
-        mark, code, length = struct.unpack_from(">BBH", frame, position)
-        if mark != 0xFF:
-            return None
-        if code == 0xFF:  # a fill byte
-            position += 1
-        elif code == 0xF7 or (0xC0 <= code <= 0xCF and code not in (0xC4, 0xC8, 0xCC)):  # SOF55 of JPEG-LS, SOF0 to 15
-            precision, rows, columns, components = struct.unpack_from(">BHHB", frame, position + 4)
-            return Codestream(rows, columns, precision, components)
-        else:
-            position += 2 + length
-    return None
-
-
-def _check_codestream(frame: bytes, rows: int, columns: int) -> None:
-    """Refuse a compressed image whose own size differs from the header's: decoders would write past their buffers."""
-    inner = codestream_size(frame)
-    if inner is None:
-        raise Refused("its compressed image has no beginning")
-    if (inner.rows, inner.columns) != (rows, columns):
-        raise Refused(f"its header says {rows} x {columns}, its compressed image {inner.rows} x {inner.columns}")

@@ -7,15 +7,20 @@ Ids come from the names of files and folders, never from the UIDs inside, which 
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 from pydicom import dcmread
+from pydicom.dataset import Dataset
 from tqdm import tqdm
 
 from siimcovid.core.errors import InputError
 from siimcovid.core.tables import numbers, read_csv
+from siimcovid.data.dicom_codestream import Codestream, codestream_size, unpack_frame
+from siimcovid.data.dicom_file import read_elements
+from siimcovid.data.dicom_numbers import read_integer
 
 #: Threads that wait for files. Headers are latency (a mounted folder answers in milliseconds), not computation:
 #: 6,334 take about 5 s of one core, and 7 s where each file answers after 10 ms.
@@ -45,17 +50,33 @@ class ImageDataset(NamedTuple):
 
 
 def read_header(path: Path | str) -> Header:
-    """Read the patient and the size in pixels from one DICOM file, not its pixels. Raises nothing: see Header.fault."""
+    """Read the patient and the size in pixels from one DICOM file, not its pixels. Raises nothing: see Header.fault.
+
+    Where the header is damaged the whole file is read, to find these elements or the size of the compressed image.
+    """
     try:
         # force: images without the 128-byte preamble have the same header and are read all the same.
         tags = ["PatientID", "Rows", "Columns"]
-        header = dcmread(path, stop_before_pixels=True, force=True, specific_tags=tags)
-        patient = str(header.get("PatientID") or "").strip()
-        rows, columns = int(header.get("Rows") or 0), int(header.get("Columns") or 0)
+        header = _header_of(dcmread(path, stop_before_pixels=True, force=True, specific_tags=tags))
+        fault = "no DICOM file, or one without Rows and Columns"
     except Exception as error:  # a damaged header makes pydicom raise nearly anything
-        return Header("", 0, 0, f"{type(error).__name__}: {error}".splitlines()[0])
-    if rows <= 0 or columns <= 0:
-        return Header(patient, 0, 0, "no DICOM file, or one without Rows and Columns")
+        header, fault = None, " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    if header is None or header.rows <= 0 or header.columns <= 0:
+        with suppress(Exception):
+            dataset = read_elements(path, [], also=("PatientID",))
+            inner = codestream_size(unpack_frame(dataset, []) or b"")
+            header = _header_of(dataset, inner)
+    if header is None or header.rows <= 0 or header.columns <= 0:
+        return Header(header.patient_id if header else "", 0, 0, fault)
+    return header
+
+
+def _header_of(dataset: Dataset, inner: Codestream | None = None) -> Header:
+    """Patient and size of a data set; inner: its compressed image, which has the size where the header has none."""
+    patient = str(dataset.get("PatientID") or "").strip()
+    rows, columns = (read_integer(dataset, name, []) or 0 for name in ("Rows", "Columns"))
+    if inner and (rows <= 0 or columns <= 0):
+        rows, columns = inner.rows, inner.columns
     return Header(patient, rows, columns, "")
 
 
