@@ -20,11 +20,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
-from tqdm import tqdm
 
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.processes import launched_as
+from siimcovid.core.progress import progress_bar
 from siimcovid.data.datasets import SHARED, ImageDataset, loader
 from siimcovid.data.image_cache import read
 from siimcovid.models.backbone import for_inference
@@ -113,7 +113,7 @@ def predict_images(
     crop = config.augment.crop
     rows: list[tuple[str, bool, np.ndarray]] = []  # an image's id, whether it could be read, and its output
     batches = loader(Subset(dataset, share), config.infer_batch)
-    for batch in tqdm(batches, desc=f"predict {stage}", unit="batch", mininterval=2):
+    for batch in progress_bar(batches, f"predict {stage}", "batch"):
         pixels = batch["images"].to(device, non_blocking=True)
         if crop:
             start = (pixels.shape[-1] - crop) // 2
