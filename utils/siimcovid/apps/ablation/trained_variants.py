@@ -30,6 +30,7 @@ from siimcovid.inference.predictor import default_device, predict_table
 from siimcovid.models import checkpoints, weights_folder
 from siimcovid.models.study_classifier import probabilities
 from siimcovid.training import train_stage
+from siimcovid.training.frozen_features import FeatureCache
 
 #: The preset without any of the items: the report's three single models.
 PLAIN: Mapping[str, Any] = {
@@ -111,6 +112,7 @@ class Trainer:
     preset: Preset  # with PLAIN
     folds: int
     pooled: dict[tuple, tuple[torch.Tensor, float]] = field(default_factory=dict)  # see `_heads`
+    features: FeatureCache = field(default_factory=FeatureCache)  # of the frozen backbone that arms share
 
     def folder(self, arm: Arm) -> Path:
         """Where an arm lies."""
@@ -138,16 +140,18 @@ class Trainer:
             return
         samples = self.material.train if arm.fold is None else self.split(arm)[0]
         labelled = labels(preset.pseudo) if arm.after else None
-        begin, pooled = time.process_time(), train_stage.Features.last
+        begin, pooled = time.process_time(), self.features.key
         if labelled is None:
-            path = train_stage.fit(arm.stage, preset, samples, self.material.cache, self.material.start, out)
+            path = train_stage.fit(
+                arm.stage, preset, samples, self.material.cache, self.material.start, out, features=self.features
+            )
             weights_folder.register_trained(path, arm.stage, preset, self.material.name)
         else:
             preset, samples = pseudo_labels.further(arm.stage, preset, samples, labelled)
             path = train_stage.fit(arm.stage, preset, samples, self.material.cache, out.with_name(arm.after), out)
         seconds, predicting, count = time.process_time() - begin, 0.0, 0
-        if arm.stage == "study" and preset.study.frozen and pooled is not None and pooled is train_stage.Features.last:
-            seconds += pooled[2]  # another arm's backbone has looked at these images already
+        if arm.stage == "study" and preset.study.frozen and pooled is not None and pooled == self.features.key:
+            seconds += self.features.seconds  # they were computed for another arm
         for side, images in self.sides(arm).items():
             for hflip in (False, True):
                 table, cost = self._predict(arm.stage, path, images, hflip)
