@@ -33,8 +33,10 @@ class Killer:
 
     def __init__(self, seed: int):
         self.context = multiprocessing.get_context("forkserver")
-        ours = [f"siimcovid.{name}" for name in ("stages", "models.rcnn", "models.yolo", "models.retinanet")]
-        self.context.set_forkserver_preload([*ours, "torch.utils.tensorboard", "efficientnet_lite_pytorch"])
+        ours = ("training.train_stage", "models.faster_rcnn", "models.yolo", "models.retinanet")
+        self.context.set_forkserver_preload(
+            [*(f"siimcovid.{name}" for name in ours), "torch.utils.tensorboard", "efficientnet_lite_pytorch"]
+        )
         self.moments = random.Random(seed)
         warm = self.context.Process(target=int)  # the server's imports are done when this is
         warm.start()

@@ -1,20 +1,25 @@
 """Stages: which images are trained on, what is computed once, how a model is measured; predictions as tables."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from siimcovid.core.configuration import Augment
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import NIH_FINDINGS
+from siimcovid.core.overrides import override
 from siimcovid.core.presets import SMALL, load_preset
 from siimcovid.data.datasets import ImageDataset
 from siimcovid.inference.predictor import predict_table, study_probabilities
-from siimcovid.models import checkpoints, initial_weights
+from siimcovid.models import checkpoints, weights_manifest
 from siimcovid.training import train_stage
+from siimcovid.training.frozen_features import FeatureCache, FrozenFeatures
+from siimcovid.training.identity import differences
 from support.stages import BOX, Fixed, eight_images
 
 
@@ -69,7 +74,7 @@ def test_features_are_what_the_backbone_says(cached_images):
     config = replace(SMALL.study, size=64)
     model = checkpoints.build_model("study", config).eval()
     dataset = ImageDataset(images, folder, 64, Augment(hflip=1.0))
-    features = train_stage.Features(dataset, model, views=2, batch=3)
+    features = FrozenFeatures(dataset, model, views=2, batch=3)
     plain, flipped = torch.stack([ImageDataset(images, folder, 64)[k]["images"] for k in range(8)]), None
     flipped = plain.flip(-1)
     with torch.no_grad():
@@ -87,9 +92,8 @@ def test_fit_leaves_out_what_nobody_annotated(cached_images, tmp_path, monkeypat
     monkeypatch.setattr(
         train_stage, "train", lambda stage, config, model, dataset, out, **options: seen.update(options, n=dataset)
     )
-    monkeypatch.setattr(initial_weights, "start", lambda *arguments: {})
     preset = load_preset("small", {"rcnn.size": 64, "rcnn.training.balance": "oversample"})
-    train_stage.fit("rcnn", preset, images, folder, tmp_path, tmp_path)
+    train_stage.fit("rcnn", preset, images, folder, None, tmp_path)
     assert seen["n"].image_ids == [f"image{k}" for k in range(7)]
     assert seen["sampling_weights"] == [1 / 2, 1 / 2, 1 / 2, 1, 1 / 2, 1 / 2, 1 / 2]
     assert seen["evaluate"] is None
@@ -102,9 +106,8 @@ def test_fit_holds_a_fold_of_patients_out(cached_images, tmp_path, monkeypatch):
         train_stage, "train", lambda stage, config, model, dataset, out, **options: seen.update(options, n=dataset)
     )
     monkeypatch.setattr(train_stage, "measure", lambda stage, config, model, held_out, cache, memory: held_out)
-    monkeypatch.setattr(initial_weights, "start", lambda *arguments: {})
     preset = load_preset("small", {"rcnn.size": 64, "rcnn.training.validate": True, "folds": 2})
-    train_stage.fit("rcnn", preset, images, folder, tmp_path, tmp_path)
+    train_stage.fit("rcnn", preset, images, folder, None, tmp_path)
     held_out = seen["evaluate"](None)
     patient = images.set_index("image_id")["patient_id"]
     assert len(held_out) > 0
@@ -141,3 +144,88 @@ def test_balance_by_weights(cached_images, tmp_path, monkeypatch):
     settings = {"study.size": 32, "study.views": 0, "study.training.balance": "weights"}
     train_stage.fit("study", load_preset("small", settings), images, folder, None, tmp_path)
     assert seen["model"].label_weights.tolist() == pytest.approx([7 / 8, 7 / 8, 7 / 8, 7 / 4])
+
+
+def test_features_are_computed_once_for_all_models_on_them(cached_images):
+    """A cache passed on gives the next model the same table; another backbone, other images or views a new one."""
+    folder, images = cached_images
+    torch.manual_seed(0)
+    one, other = (checkpoints.build_model("study", replace(SMALL.study, size=64)).eval() for _ in range(2))
+    samples, cache = ImageDataset(images, folder, 64), FeatureCache()
+    first = FrozenFeatures(samples, one, 1, 3, cache).table
+    assert FrozenFeatures(samples, one, 1, 4, cache).table is first
+    assert FrozenFeatures(samples, one, 1, 3).table is not first
+    assert FrozenFeatures(samples, other, 1, 3, cache).table is not first
+    for changed in (ImageDataset(images.head(4), folder, 64), ImageDataset(images, folder, 64, seed=1)):
+        before = FrozenFeatures(samples, one, 1, 3, cache).table
+        assert FrozenFeatures(changed, one, 1, 3, cache).table is not before
+    assert samples.augment is None
+
+
+SETTINGS = {"study.size": 32, "study.infer_size": 32, "study.views": 0, "study.training.epochs": 1, "folds": 3}
+
+
+def test_a_stage_is_trained_anew_where_its_identity_is_another(cached_images, tmp_path, capsys):
+    """Another fold, corrected labels or boxes, other start weights or another cache: anew. All as before: not."""
+    folder, images = cached_images
+    images = images[images["study_label"].notna()]
+    preset = load_preset("small", SETTINGS | {"study.training.validate": True})
+    starts = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        path = tmp_path / f"start{seed}" / "study.safetensors"
+        path.parent.mkdir()
+        checkpoints.save(path, checkpoints.build_model("study", preset.study), "study", preset.study)
+        weights_manifest.register_trained(path, "study", preset, "others")
+        starts.append(path.parent)
+    labels = images["study_label"].where(images["image_id"] != "image0", "atypical")
+    boxes = images["boxes"].map(lambda found: [[0.1, *box[1:]] for box in found])
+    cases = [
+        (preset, images, starts[0]),
+        (override(preset, {"fold": 1}), images, starts[0]),
+        (preset, images.assign(study_label=labels), starts[0]),
+        (preset, images.assign(boxes=boxes), starts[0]),
+        (preset, images, starts[1]),
+        (preset, images, None),
+        (override(preset, {"cache_size": 300}), images, starts[0]),
+        (override(preset, {"seed": 1}), images, starts[0]),
+        (preset, images, starts[0]),
+    ]
+    for given in cases:
+        for trained in (True, False):
+            out = tmp_path / "out"
+            train_stage.fit("study", given[0], given[1], folder, given[2], out)
+            assert ("study 1/1" in capsys.readouterr().out) == trained
+
+
+def test_identities_know_nothing_of_places_and_memory(cached_images, tmp_path):
+    """The same in a copy of the cache, and with half the batch at the same images per update."""
+    folder, images = cached_images
+    preset = load_preset("small", SETTINGS | {"study.training.batch": 8})
+    half = override(preset, {"study.training.batch": 4, "study.training.nominal_batch": 8})
+    (tmp_path / "copy").mkdir()
+    one = train_stage.identity_of("study", preset, images, folder, None, tmp_path)
+    assert train_stage.identity_of("study", half, images, tmp_path / "copy", None, tmp_path / "out") == one
+    fewer = override(preset, {"study.training.batch": 4})
+    assert differences(one, train_stage.identity_of("study", fewer, images, folder, None)) == [
+        "config.training.nominal_batch"
+    ]
+    assert str(tmp_path) not in json.dumps(one)
+
+
+def test_the_same_command_with_its_own_folder_of_weights(cached_images, tmp_path, capsys):
+    """A stage that is trained into the folder it starts from does not start from itself the second time."""
+    folder, images = cached_images
+    out = tmp_path / "out"
+    preset = load_preset("small", SETTINGS)
+    torch.manual_seed(0)
+    model = checkpoints.build_model("study", preset.study).backbone
+    out.mkdir()
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, out / f"{preset.study.backbone}.safetensors")
+    entry = {"stage": "backbone", "architecture": preset.study.backbone, "source": "", "licence": "", "preset": "small"}
+    weights_manifest.register(out / f"{preset.study.backbone}.safetensors", **entry)
+    for trained in (True, False):
+        path = train_stage.fit("study", preset, images, folder, out, out)
+        weights_manifest.register_trained(path, "study", preset, "competition")
+        assert ("study 1/1" in capsys.readouterr().out) == trained

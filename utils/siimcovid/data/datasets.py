@@ -120,20 +120,24 @@ def collate(samples: list[dict]) -> dict:
     return batch
 
 
-def loader(dataset: Dataset, batch: int, sampler: Sampler | None = None, drop_last: bool = False) -> DataLoader:
-    """A loader in the data set's order, or the sampler's. On GPU machines worker processes decode ahead of the model.
+def loader(
+    dataset: Dataset,
+    batch: int = 1,
+    sampler: Sampler | None = None,
+    batches: Sampler[list[int]] | None = None,
+) -> DataLoader:
+    """A loader in the dataset's order, or the sampler's; `batches` yields whole batches instead of both.
 
-    batch: images per batch. drop_last: leave out a last batch of fewer images.
+    On GPU machines worker processes decode ahead of the model.
     """
     gpu = torch.cuda.is_available()
     workers = min(4, os.cpu_count() or 1) if gpu else 0  # on CPU the model wants the cores itself
+    order = {"batch_size": batch, "sampler": sampler}
     return DataLoader(
         dataset,
-        batch_size=batch,
-        sampler=sampler,
+        **(order if batches is None else {"batch_sampler": batches}),
         collate_fn=collate,
         num_workers=workers,
         pin_memory=gpu,
-        drop_last=drop_last,
         persistent_workers=workers > 0,
     )

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import pandas as pd
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from tqdm import tqdm
 
 from siimcovid.core.errors import InputError
+from siimcovid.core.progress import progress_bar
 from siimcovid.core.tables import numbers, read_csv
 from siimcovid.data.dicom_codestream import Codestream, codestream_size, unpack_frame
 from siimcovid.data.dicom_file import read_elements
@@ -86,7 +86,7 @@ def in_threads(
     """`[function(item) for item in items]` in threads, with a bar named `what` once it takes more than a second."""
     with ThreadPoolExecutor(workers or WORKERS) as pool:
         done = pool.map(function, items)
-        return list(tqdm(done, total=len(items), desc=what, unit=unit, delay=1, disable=not progress))
+        return list(progress_bar(done, what, unit, len(items), delay=1, disable=None if progress else True))
 
 
 def scan_images(folder: Path, *, read: bool = True, workers: int | None = None, progress: bool = True) -> ImageDataset:

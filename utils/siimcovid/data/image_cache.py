@@ -31,6 +31,10 @@ from siimcovid.data.dicom_image import DicomError, read_image
 if TYPE_CHECKING:  # the worker processes import this module, and need neither pandas nor tqdm
     import pandas as pd
 
+#: Version of the pictures: raised when the same file would become other pixels, so that nothing trained on the old ones
+#: is taken for trained on these.
+VERSION = 1
+
 #: Seconds that one image may take; the slowest decoder needs about 3 for the largest.
 LIMIT = 300.0
 
@@ -68,7 +72,8 @@ def prepare(
     Raises InputError for a size or number of workers below 1 and for an image_id that stands there twice.
     """
     import pandas as pd
-    from tqdm import tqdm
+
+    from siimcovid.core.progress import progress_bar
 
     folder = Path(folder)
     workers = processors() if workers is None else workers
@@ -94,7 +99,8 @@ def prepare(
             todo[image] = source
     if todo:
         jobs = [(paths[image], _picture_path(folder, image), size) for image in todo]
-        bar = tqdm(total=len(paths), initial=len(reasons), desc="prepare", unit="image", delay=1, disable=not progress)
+        quiet = None if progress else True
+        bar = progress_bar(None, "prepare", "image", len(paths), initial=len(reasons), delay=1, disable=quiet)
         with bar, _journal(folder, made, part) as journal:
             for (_, picture, _), result in run_apart(_make, jobs, workers, LIMIT):
                 image, reason = picture.stem, result

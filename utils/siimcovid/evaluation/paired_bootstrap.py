@@ -18,7 +18,7 @@ import pandas as pd
 
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import CLASSES
-from siimcovid.evaluation.mean_average_precision import Comparison, compare, falling, match
+from siimcovid.evaluation.mean_average_precision import Comparison, compare, descending_order, match
 
 #: Draws, and the share of them inside the interval.
 DRAWS, COVERAGE = 1000, 0.95
@@ -131,7 +131,7 @@ def _ranked(comparison: Comparison) -> list[RankedClass]:
     for name in CLASSES:
         found, true = comparison.predictions.of(name), comparison.truth.of(name)
         hit = match(found.row, found.confidence, found.xyxy, true.row, true.xyxy).hit
-        classes.append(RankedClass(hit, found.row[falling(found.confidence)], true.row))
+        classes.append(RankedClass(hit, found.row[descending_order(found.confidence)], true.row))
     return classes
 
 

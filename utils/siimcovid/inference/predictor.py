@@ -20,10 +20,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
-from tqdm import tqdm
 
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import STUDY_LABELS
+from siimcovid.core.progress import progress_bar
 from siimcovid.data.datasets import ImageDataset, loader
 from siimcovid.data.image_cache import read
 from siimcovid.data.image_memory import ImageMemory
@@ -116,7 +116,7 @@ def predict_images(
     dataset.changed = change
     rows: list[tuple[str, bool, np.ndarray]] = []  # an image's id, whether it could be read, and its output
     batches = loader(Subset(dataset, share), config.infer_batch)
-    for batch in tqdm(batches, desc=f"predict {stage}", unit="batch", mininterval=2):
+    for batch in progress_bar(batches, f"predict {stage}", "batch"):
         pixels = centre_crop(batch["images"].to(device, non_blocking=True), config.augment.crop)
         if hflip:
             pixels = pixels.flip(-1)

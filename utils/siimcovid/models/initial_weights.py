@@ -11,25 +11,20 @@ from siimcovid.models.checkpoints import read_tensors
 from siimcovid.models.weights_manifest import read_manifest, verified
 
 
-def start(stage: str, config: Any, model: nn.Module, folder: Path) -> dict[str, Any]:
-    """Put the best weights that a folder offers for a stage into its model, and say what was done.
+def start_file(stage: str, config: Any, folder: Path, out: Path | None = None) -> tuple[str, str]:
+    """The best file that a folder offers a stage to start from: its name and its SHA-256 in the manifest.
 
     In this order: the stage as it was trained before, a whole pretrained YOLOv5, a backbone that stage `backbone`
-    trained, one as published. Tensors of other names or shapes are left as they are (the report's non-strict loading,
-    section 3.4).
-
-    Returns:
-        {"file", "taken": number of tensors, "left": names of the model's tensors that keep their random values}.
-
-    Raises:
-        InputError: the folder has none of them, or a damaged one.
+    trained, one as published. Where the stage is trained into this same folder, `out`, what it left there before is no
+    start: the same command gives the same weights. Raises InputError where the folder has none of them.
     """
     manifest = read_manifest(folder)
+    if out is not None and Path(out).resolve() == Path(folder).resolve():
+        manifest.pop(f"{stage}.safetensors", None)
     names = [f"{stage}.safetensors"]
-    backbone = not (stage == "yolo" and not config.backbone)
-    published = config.backbone if backbone else config.architecture
+    published = config.backbone if _is_on_backbone(stage, config) else config.architecture
     trained = manifest.get("backbone.safetensors", {})
-    if backbone and stage != "backbone" and trained.get("architecture") == config.backbone:
+    if _is_on_backbone(stage, config) and stage != "backbone" and trained.get("architecture") == config.backbone:
         names.append("backbone.safetensors")
     names.append(f"{published}.safetensors")
     name = next((name for name in names if name in manifest), None)
@@ -39,8 +34,23 @@ def start(stage: str, config: Any, model: nn.Module, folder: Path) -> dict[str, 
             f"{folder} has no weights to start stage {stage} from ({' or '.join(names)}); make them with "
             f"`siimcovid weights import {wanted} --out {folder}`"
         )
+    return name, manifest[name]["sha256"]
+
+
+def start(stage: str, config: Any, model: nn.Module, folder: Path, out: Path | None = None) -> dict[str, Any]:
+    """Put the best weights that a folder offers for a stage (see `start_file`) into its model, and name what was done.
+
+    Tensors of other names or shapes are left as they are (the report's non-strict loading, section 3.4).
+
+    Returns:
+        {"file", "taken": number of tensors, "left": names of the model's tensors that keep their random values}.
+
+    Raises:
+        InputError: the folder has none of them, or a damaged one.
+    """
+    name, _ = start_file(stage, config, folder, out)
     tensors, _ = read_tensors(verified(folder, name))
-    if name != names[0] and backbone:
+    if name != f"{stage}.safetensors" and _is_on_backbone(stage, config):
         if name == "backbone.safetensors":
             tensors = {key.removeprefix("backbone."): tensor for key, tensor in tensors.items()}
         places = [place for place, module in model.named_modules() if isinstance(module, Backbone)]
@@ -51,3 +61,8 @@ def start(stage: str, config: Any, model: nn.Module, folder: Path) -> dict[str, 
         raise InputError(f"{Path(folder) / name} fits no part of stage {stage}; is it of another preset?")
     model.load_state_dict(taken, strict=False)
     return {"file": name, "taken": len(taken), "left": sorted(set(own) - set(taken))}
+
+
+def _is_on_backbone(stage: str, config: Any) -> bool:
+    """Whether the stage's model holds a Backbone; a YOLOv5 with its own first layers does not."""
+    return not (stage == "yolo" and not config.backbone)

@@ -30,11 +30,11 @@ import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLosslessSV1
-from tqdm import tqdm
 
 from siimcovid.core.errors import InputError
 from siimcovid.core.files import write_csv, write_json
 from siimcovid.core.labels import STUDY_COLUMNS, STUDY_LABELS
+from siimcovid.core.progress import progress_bar
 from siimcovid.synthetic.anatomy import Anatomy
 from siimcovid.synthetic.radiograph import render
 
@@ -316,7 +316,7 @@ def write_competition(
 
 def map_images(work: Callable, images: list, workers: int) -> list[np.ndarray]:
     """`work` on every image, in parallel; the results in the order of the images."""
-    bar = partial(tqdm, desc="synthetics", total=len(images), unit="image", delay=2)
+    bar = partial(progress_bar, desc="draw images", unit="image", total=len(images), delay=2)
     if workers == 1:
         return list(bar(map(work, images)))
     with ProcessPoolExecutor(min(workers, len(images)), mp_context=get_context("spawn")) as pool:

@@ -1,22 +1,20 @@
 """A stage from start to checkpoint: which images it trains on, what it starts from, how it is measured.
 
-In: the index, the cache, a preset and the folder of offline weights. Out: `<stage>.safetensors`, by train.py.
+In: the index, the cache, a preset and the folder of offline weights. Out: `<stage>.safetensors`, by training_loop.py.
 """
 
-import hashlib
 import math
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from sklearn.metrics import roc_auc_score
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from siimcovid.core.configuration import BackboneConfig, Preset
 from siimcovid.core.errors import InputError
@@ -32,7 +30,9 @@ from siimcovid.inference.predictor import predict_table, study_probabilities
 from siimcovid.models import checkpoints, initial_weights
 from siimcovid.models.backbone import for_inference
 from siimcovid.models.device import launched_as
-from siimcovid.training.training_loop import train
+from siimcovid.training.frozen_features import FeatureCache, FrozenFeatures
+from siimcovid.training.identity import Identity, is_finished, stage_identity
+from siimcovid.training.training_loop import print_warning, train
 
 
 def fit(
@@ -43,53 +43,42 @@ def fit(
     start: Path | None,
     out: Path,
     may_start_epoch: Callable[[float], bool] = lambda seconds: True,
+    *,
+    pause: bool = False,
+    resume_from: Path | None = None,
+    features: FeatureCache | None = None,
+    warn: Callable[[str], None] = print_warning,
 ) -> Path:
-    """Train a stage on the index's train part and return its checkpoint.
+    """Train a stage on the index's train part and return its checkpoint; one of the same identity is not made again.
 
     With `validate` in the stage's training, the images of fold `preset.fold` are held out and the best epoch on them is
     kept; without it every image is trained on and the last epoch is kept. With `preset.duplicates` an image that stands
     there under several ids is trained on once, see duplicates.py.
 
     Args:
-        stage: a key of checkpoint.STAGES.
+        stage: a key of configuration.STAGES.
         preset: the configuration.
-        images: the index, or a table of sources.py; only train rows whose image lies in the cache are used.
+        images: the index, or a table of dataset_readers.py; only train rows whose image lies in the cache are used.
         folder: the cache of prepared images.
         start: folder of offline weights; None starts from random ones.
         out: folder for the checkpoint.
-        may_start_epoch: see train.train.
+        may_start_epoch, pause, resume_from, warn: see training_loop.train.
+        features: keeps a frozen backbone's features for the next model on it.
     """
     config = getattr(preset, stage)
-    known = images[images["split"] == "train"]
-    if stage == "study":
-        known = known[known["study_label"].isin(STUDY_LABELS)]
-    if known.empty:
-        raise InputError(f"stage {stage} has no images to train on: the folder has no readable train part for it")
-    groups = duplicates.find(known, folder) if preset.duplicates else []
-    if config.training.validate:
-        chosen, held_out = folds.split(known, preset.fold, preset.folds, preset.seed, groups)
-    else:
-        chosen, held_out = known[known["annotated"]], None
-    chosen = duplicates.once(chosen, groups)
+    trained_on, held_out = split_images(stage, preset, images, folder)
+    identity = stage_identity(stage, preset, trained_on, held_out, start, out)
+    final = Path(out) / f"{stage}.safetensors"
+    if is_finished(final, identity) and not final.with_name(f"{stage}.resume.pt").is_file():
+        return final
     torch.manual_seed(preset.seed)
     model = checkpoints.build_model(stage, config)
-    origin = {"file": None} if start is None else initial_weights.start(stage, config, model, start)
-    samples = ImageDataset(chosen, folder, config.size, config.augment, preset.seed)
+    origin = {"file": None} if start is None else initial_weights.start(stage, config, model, start, out)
+    samples = ImageDataset(trained_on, folder, config.size, config.augment, preset.seed)
     dataset: Dataset = samples
     if stage == "study" and config.frozen and config.views:
-        dataset = Features(samples, model, config.views, config.infer_batch)
-    sampling_weights, balance = None, config.training.balance
-    if balance != "none":
-        if chosen["study_label"].isna().any() or (balance == "weights" and stage != "study"):
-            raise InputError(
-                f"{stage}.training.balance={balance} needs images with study labels, and weights need stage study"
-            )
-        rarity = 1.0 / chosen.groupby("study_label")["study_label"].transform("size")
-        if balance == "oversample":
-            sampling_weights = rarity.tolist()
-        else:  # the mean weight of an image is 1, as without weights
-            of_label = rarity.groupby(chosen["study_label"]).first().reindex(STUDY_LABELS, fill_value=0.0)
-            model.label_weights = torch.tensor((of_label * len(chosen) / (of_label > 0).sum()).to_numpy())
+        dataset = FrozenFeatures(samples, model, config.views, config.infer_batch, features)
+    sampling_weights = balance(stage, config.training.balance, trained_on, model)
     memory = ImageMemory(PREDICTION_BYTES)  # of the images held out, for the next epoch
     evaluate = (
         None if held_out is None else lambda candidate: measure(stage, config, candidate, held_out, folder, memory)
@@ -101,11 +90,60 @@ def fit(
         dataset,
         out,
         seed=preset.seed,
+        identity=identity,
         sampling_weights=sampling_weights,
         evaluate=evaluate,
         may_start_epoch=may_start_epoch,
+        pause=pause,
+        resume_from=resume_from,
         facts={"start": origin, "preset": preset.name},
+        warn=warn,
     )
+
+
+def split_images(
+    stage: str, preset: Preset, images: pd.DataFrame, folder: Path
+) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """The rows that a stage is trained on, and those held out to choose its epoch by; None where it has none.
+
+    Raises InputError where there is nothing to train on, or no such fold.
+    """
+    known = images[images["split"] == "train"]
+    if stage == "study":
+        known = known[known["study_label"].isin(STUDY_LABELS)]
+    if known.empty:
+        raise InputError(f"stage {stage} has no images to train on: the folder has no readable train part for it")
+    groups = duplicates.find(known, folder) if preset.duplicates else []
+    if getattr(preset, stage).training.validate:
+        chosen, held_out = folds.split(known, preset.fold, preset.folds, preset.seed, groups)
+    else:
+        chosen, held_out = known[known["annotated"]], None
+    return duplicates.once(chosen, groups), held_out
+
+
+def identity_of(
+    stage: str, preset: Preset, images: pd.DataFrame, folder: Path, start: Path | None, out: Path | None = None
+) -> Identity:
+    """The identity (identity.py) of what `fit` makes of the same arguments."""
+    return stage_identity(stage, preset, *split_images(stage, preset, images, folder), start, out)
+
+
+def balance(stage: str, how: str, images: pd.DataFrame, model: Any) -> list[float] | None:
+    """Make rare study labels count as much as the others.
+
+    how: `Training.balance`. Returns each image's weight in sampling for "oversample", else None; "weights" sets the
+    study model's `label_weights`, with which the mean weight of an image is 1.
+    """
+    if how == "none":
+        return None
+    if images["study_label"].isna().any() or (how == "weights" and stage != "study"):
+        raise InputError(f"{stage}.training.balance={how} needs images with study labels, and weights need stage study")
+    rarity = 1.0 / images.groupby("study_label")["study_label"].transform("size")
+    if how == "oversample":
+        return rarity.tolist()
+    of_label = rarity.groupby(images["study_label"]).first().reindex(STUDY_LABELS, fill_value=0.0)
+    model.label_weights = torch.tensor((of_label * len(images) / (of_label > 0).sum()).to_numpy())
+    return None
 
 
 def prepare(images: pd.DataFrame, folder: Path, size: int) -> pd.DataFrame:
@@ -162,56 +200,3 @@ def findings(
         for batch in loader(samples, config.infer_batch)
     ]
     return torch.cat(rows).numpy()
-
-
-class Features(Dataset):
-    """Pooled features of a frozen backbone, computed once: view 0 is the image as it is, the others are augmented.
-
-    Epoch e trains on view e modulo `views`; see Images for the tickets.
-    """
-
-    #: What the last table was made of, it, and its processor seconds: a search trains many heads on the same backbone
-    #: and images.
-    last: tuple[str, Tensor, float] | None = None
-
-    def __init__(self, samples: ImageDataset, model: nn.Module, views: int, batch: int):
-        self.image_ids, self.study_labels, self.views = samples.image_ids, samples.study_labels, views
-        self.boxes = [torch.from_numpy(boxes) for boxes in samples.boxes]
-        origin = hashlib.sha256(
-            repr((samples.folder, samples.image_ids, samples.size, samples.augment, samples.seed)).encode()
-        )
-        for name, tensor in model.backbone.state_dict().items():
-            origin.update(name.encode() + tensor.cpu().numpy().tobytes())
-        key = f"{origin.hexdigest()} {views}"
-        if Features.last is None or Features.last[0] != key:
-            begin = time.process_time()
-            table = self.pooled(samples, model, batch).view(views, len(samples), -1)
-            Features.last = key, table, time.process_time() - begin
-        self.table = Features.last[1]
-
-    def pooled(self, samples: ImageDataset, model: nn.Module, batch: int) -> Tensor:
-        """Every view of every image: (views * images, C)."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = model.to(device).eval()
-        plain, table = samples.without_augmentation(), []
-        with torch.inference_mode():
-            for view in range(self.views):
-                order = range(view * len(samples), (view + 1) * len(samples))
-                batches = loader(samples if view else plain, batch, order)
-                for images_batch in tqdm(
-                    batches, desc=f"features {view + 1}/{self.views}", unit="batch", mininterval=2
-                ):
-                    table.append(model.features(images_batch["images"].to(device)).cpu())
-        return torch.cat(table).clone()
-
-    def __len__(self) -> int:
-        return len(self.image_ids)
-
-    def __getitem__(self, ticket: int) -> dict:
-        epoch, number = divmod(int(ticket), len(self))
-        return {
-            "features": self.table[epoch % self.views, number],
-            "boxes": self.boxes[number],
-            "study_labels": self.study_labels[number],
-            "image_ids": self.image_ids[number],
-        }

@@ -33,6 +33,7 @@ from siimcovid.models import checkpoints, weights_manifest
 from siimcovid.models.device import default_device
 from siimcovid.models.study_classifier import probabilities
 from siimcovid.training import train_stage
+from siimcovid.training.frozen_features import FeatureCache
 
 #: The preset without any of the items: the report's three single models.
 PLAIN: Mapping[str, Any] = {
@@ -115,6 +116,7 @@ class VariantTrainer:
     preset: Preset  # with PLAIN
     folds: int
     pooled: dict[tuple, tuple[torch.Tensor, float]] = field(default_factory=dict)  # see `_heads`
+    features: FeatureCache = field(default_factory=FeatureCache)  # of the frozen backbone that arms share
 
     def folder(self, variant: Variant) -> Path:
         """Where a variant lies."""
@@ -147,21 +149,17 @@ class VariantTrainer:
             return
         samples = self.data.train if variant.fold is None else self.split(variant)[0]
         labelled = labels(preset.pseudo) if variant.after else None
-        begin, pooled = time.process_time(), train_stage.Features.last
+        begin, computed = time.process_time(), self.features.key
         if labelled is None:
-            path = train_stage.fit(variant.stage, preset, samples, self.data.cache, self.data.start, out)
-            weights_manifest.register_trained(path, variant.stage, preset, self.data.name)
+            data = self.data
+            path = train_stage.fit(variant.stage, preset, samples, data.cache, data.start, out, features=self.features)
+            weights_manifest.register_trained(path, variant.stage, preset, data.name)
         else:
             preset, samples = pseudo_labels.further(variant.stage, preset, samples, labelled)
             path = train_stage.fit(variant.stage, preset, samples, self.data.cache, out.with_name(variant.after), out)
         seconds, predicting, count = time.process_time() - begin, 0.0, 0
-        if (
-            variant.stage == "study"
-            and preset.study.frozen
-            and pooled is not None
-            and pooled is train_stage.Features.last
-        ):
-            seconds += pooled[2]  # another variant's backbone has looked at these images already
+        if variant.stage == "study" and preset.study.frozen and computed is not None and computed == self.features.key:
+            seconds += self.features.seconds  # they were computed for another variant
         for part, images in self.parts_of(variant).items():
             for hflip in (False, True):
                 table, cost = self._predict(variant.stage, path, images, hflip)

@@ -24,7 +24,7 @@ from siimcovid.models import checkpoints
 from siimcovid.models.backbone import IMAGENET_MEAN, IMAGENET_STD
 from siimcovid.synthetic.anatomy import Anatomy
 from siimcovid.synthetic.radiograph import render
-from siimcovid.training.train_stage import Features
+from siimcovid.training.frozen_features import FrozenFeatures
 
 COLUMNS = ["score", "x1", "y1", "x2", "y2"]
 
@@ -144,8 +144,8 @@ def study_frozen() -> Measured:
         images = write_images(Path(folder), count + held_out, config.size)
         samples, others = (ImageDataset(part, Path(folder), config.size) for part in (images[:count], images[count:]))
         [samples[k] for k in range(count)]  # decoded, as in every epoch but the first
-        features, once = timed(lambda: Features(samples, start, 1, config.infer_batch), "processor")
-        held_out_features = Features(others, start, 1, config.infer_batch)
+        features, once = timed(lambda: FrozenFeatures(samples, start, 1, config.infer_batch), "processor")
+        held_out_features = FrozenFeatures(others, start, 1, config.infer_batch)
         slow = race(
             lambda: epoch(config, start, samples, others), lambda: epoch(config, start, features, held_out_features), 2,
             "processor",

@@ -1,0 +1,33 @@
+"""The optimizer of a stage, and the averaged copy of its weights."""
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from siimcovid.core.configuration import Training
+
+
+def make_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
+    """SGD, Adam or AdamW over the trainable parameters; weight decay on weights only, not on biases and norms."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": training.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if training.optimizer != "sgd":
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimizer]
+        return kind(groups, lr=training.learning_rate)
+    return torch.optim.SGD(
+        groups,
+        lr=training.learning_rate,
+        momentum=training.momentum,
+        nesterov=training.nesterov and training.momentum > 0,
+    )
+
+
+def make_average(model: nn.Module, training: Training, device: torch.device) -> AveragedModel | None:
+    """An exponential moving average of the weights and running statistics; None where `training.ema` is 0."""
+    if not training.ema:
+        return None
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(training.ema), use_buffers=True)
+    return averaged.to(device)
