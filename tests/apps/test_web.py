@@ -27,10 +27,13 @@ from PIL import Image
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from siimcovid.apps.ablation.trained_variants import PLAIN
-from siimcovid.apps.web import grad_cam, uploaded_files
+from siimcovid.apps.web import grad_cam, uploaded_files, web_app
+from siimcovid.apps.web.image_predictor import predict_image
+from siimcovid.apps.web.loaded_models import LoadedModels, for_serving, load_models
+from siimcovid.apps.web.request_errors import STATUS, RequestError
 from siimcovid.apps.web.request_queue import Queue
-from siimcovid.apps.web.study_predictor import Models
-from siimcovid.apps.web.uploaded_files import STATUS, Fault, Limits, read_upload
+from siimcovid.apps.web.study_predictor import combine_images
+from siimcovid.apps.web.uploaded_files import Limits, read_upload
 from siimcovid.apps.web.web_app import create_app
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import STUDY_LABELS
@@ -46,7 +49,7 @@ ROWS, COLUMNS = 150, 130
 LIMITS = Limits(megabytes=4, images=3, pixels=1_000_000, memory=1 << 30)
 DOCS = Path(__file__).parents[2] / "docs" / "web.md"
 
-#: How many upload at a time; `SIIMCOVID_UPLOADS=50 pytest tests/test_web.py -k lost -s` is the full measurement.
+#: How many upload at a time; `SIIMCOVID_UPLOADS=50 pytest tests/apps/test_web.py -k lost -s` is the full measurement.
 UPLOADS = int(os.environ.get("SIIMCOVID_UPLOADS", "12"))
 
 
@@ -73,8 +76,8 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def models(folder) -> Models:
-    return Models.load(folder)
+def models(folder) -> LoadedModels:
+    return load_models(folder)
 
 
 @pytest.fixture(scope="module")
@@ -161,9 +164,9 @@ def test_exif_orientation_is_followed(client):
 
 
 @pytest.fixture(scope="module")
-def plain(models) -> Models:
-    """The same models, of which none hears another."""
-    return Models(models.stages, override(models.preset, {**PLAIN, "fusion.hflip_tta": True}))
+def plain(models) -> LoadedModels:
+    """The same models without late fusion."""
+    return for_serving(models.stages, override(models.preset, {**PLAIN, "fusion.hflip_tta": True}))
 
 
 def test_study_is_the_mean_of_its_images(plain):
@@ -184,10 +187,11 @@ def test_study_is_the_mean_of_its_images(plain):
 
 def test_a_silent_detector_still_counts(plain):
     """Equation 6 of the report divides by the weights of all, even where only one found something on the image."""
-    seen = plain.look(image())
-    seen.boxes = {name: np.empty((0, 5)) for name in seen.boxes} | {"rcnn": np.array([[0.8, 0.1, 0.1, 0.5, 0.5]])}
-    boxes, _ = plain.combined([seen])
-    expected = 0.8 / len(plain.model_names)  # all weights are 1
+    predicted = predict_image(plain, image())
+    none = dict.fromkeys(predicted.boxes, np.empty((0, 5)))
+    predicted = replace(predicted, boxes=none | {"rcnn": np.array([[0.8, 0.1, 0.1, 0.5, 0.5]])})
+    boxes, _ = combine_images(plain, [predicted])
+    expected = 0.8 / len(plain.ensemble_members)  # all weights are 1
     assert boxes.loc[boxes["model"] == "ensemble", "score"].tolist() == pytest.approx([expected])
 
 
@@ -228,19 +232,19 @@ def test_heat_map_leaves_what_was_cropped_clear():
     ("stages", "choices"), [(["rcnn"], ["rcnn"]), (["yolo", "study"], ["yolo"]), (["study"], [])], ids=str
 )
 def test_only_what_is_there_is_offered(folder, models, stages, choices):
-    some = Models({name: models.stages[name] for name in stages})
+    some = for_serving({name: models.stages[name] for name in stages})
     client = create_app(some, LIMITS).test_client()
     assert client.get("/healthz").json["models"] == stages
     page = post(client, encoded(image(), "PNG"), path="/").text
     assert re.findall(r'name="model" value="(\w+)"', page) == choices
-    assert ('class="study labels"' in page) == ("study" in stages)
+    assert ('class="study"' in page) == ("study" in stages)
     assert list(post(client, encoded(image(), "PNG")).json["images"][0]["boxes"]) == choices
 
 
 def test_no_trained_stage_is_a_sentence(tmp_path):
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(InputError, match="no trained stage"):
-        Models.load(tmp_path)
+        load_models(tmp_path)
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
@@ -322,9 +326,9 @@ def inflating(folder: Path) -> bytes:
 
 BAD = {
     "empty": (lambda _: b"", "empty", "empty"),
-    "text": (lambda _: b"Dear doctor, " * 100, "not_a_image", "neither DICOM nor PNG nor JPEG"),
-    "gif": (lambda _: encoded(image(), "GIF"), "not_a_image", "neither"),
-    "pickle": (lambda _: pickle.dumps(Mine()), "not_a_image", "neither"),
+    "text": (lambda _: b"Dear doctor, " * 100, "not_an_image", "neither DICOM nor PNG nor JPEG"),
+    "gif": (lambda _: encoded(image(), "GIF"), "not_an_image", "neither"),
+    "pickle": (lambda _: pickle.dumps(Mine()), "not_an_image", "neither"),
     "png breaks off": (lambda _: encoded(image(), "PNG")[:-4000], "damaged", "damaged PNG"),
     "jpeg breaks off": (lambda _: encoded(image(), "JPEG")[:-900], "damaged", "damaged JPEG"),
     "jpeg of noise": (lambda _: b"\xff\xd8\xff\xe0" + os.urandom(5000), "damaged", "damaged JPEG"),
@@ -359,7 +363,7 @@ def test_bad_image(name, client, app, tmp_path, monkeypatch):
     assert not (tmp_path / "loaded-from-a-pickle").exists()
     page = post(client, data, path="/")
     assert page.status_code == STATUS[code]
-    assert f'class="fault" data-code="{code}"' in page.text
+    assert f'class="error" data-code="{code}"' in page.text
 
 
 def test_the_faulty_image_is_named(client):
@@ -392,20 +396,20 @@ def test_bad_request(client, send, code):
 
 def test_slow_and_crashing_decoders(monkeypatch):
     data = encoded(image(), "PNG")
-    with pytest.raises(Fault, match="took longer than") as raised:
+    with pytest.raises(RequestError, match="took longer than") as raised:
         read_upload(io.BytesIO(data), Limits(seconds=0.001))
     assert raised.value.code == "too_slow"
     monkeypatch.setattr(uploaded_files, "run_apart", lambda *_, **__: [(None, Lost("crashes its decoder (SIGSEGV)"))])
-    with pytest.raises(Fault, match="its decoder gave up") as raised:
+    with pytest.raises(RequestError, match="its decoder gave up") as raised:
         read_upload(io.BytesIO(data), LIMITS)
     assert raised.value.code == "damaged"
 
 
-def test_own_failure_is_a_sentence(client, models, monkeypatch, caplog):
+def test_own_failure_is_a_sentence(client, monkeypatch, caplog):
     def fail(*_, **__):
         raise RuntimeError("DOE^JANE")
 
-    monkeypatch.setattr(models, "predict", fail)
+    monkeypatch.setattr(web_app, "predict_study", fail)
     answer = post(client, encoded(image(), "PNG"))
     assert (answer.status_code, answer.json["error"]["code"]) == (500, "internal")
     assert "RuntimeError at" in caplog.text
@@ -424,13 +428,14 @@ def test_patient_is_nowhere(client, tmp_path, monkeypatch, caplog, capfd):
     for data in (good, *bad, good[:-5000]):
         for path in ("/", "/api/predict", "/api/preview"):
             answer = post(client, data, path=path, names="DOE.dcm")
-            assert b"DOE" not in answer.data
+            text = answer.data.decode(errors="replace")
+            assert "DOE" not in re.sub(r'data:image/\w+;base64,[^"]+', "", text)
     said = capfd.readouterr()
     assert "DOE" not in caplog.text + said.out + said.err
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
-def test_faults_are_documented():
+def test_errors_are_documented():
     documented = re.findall(r"^\| `(\w+)` \| (\d+) \|", DOCS.read_text(), re.M)
     assert {code: int(status) for code, status in documented} == STATUS
 
@@ -455,7 +460,7 @@ def test_queue_is_bounded(client, queue):
 
 def test_queue_loses_patience():
     queue = Queue(places=1, waiting=1, patience=0.01)
-    with queue.place(), pytest.raises(Fault) as raised, queue.place():
+    with queue.place(), pytest.raises(RequestError) as raised, queue.place():
         pass
     assert raised.value.code == "busy"
     with queue.place():

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         import waitress
 
-        from siimcovid.apps.web.study_predictor import Models
+        from siimcovid.apps.web.loaded_models import load_models
         from siimcovid.apps.web.web_app import create_app
     except ModuleNotFoundError as error:
         raise InputError(f"the web page needs {error.name}: pip install 'siimcovid[web]'") from None
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
     if min(args.parallel, args.max_megabytes) < 1 or args.queue < 0:
         raise InputError("--parallel and --max-megabytes must be at least 1, --queue at least 0")
-    models = Models.load(find_weights(args.weights))
+    models = load_models(find_weights(args.weights))
     app = create_app(models, Limits(megabytes=args.max_megabytes), Queue(args.parallel, args.queue))
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # that requests wait is no news
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # as process 1 of a container it would not end otherwise

@@ -1,26 +1,28 @@
-"""What a client sends becomes an image, or a fault with one sentence for the client.
+"""What a client sends becomes images, or an error with one sentence for the client.
 
-In: an open binary stream and `Limits`. Out: uint8 pixels (rows, columns), 0 black, upright.
+In: open binary streams and `Limits`. Out: uint8 pixels (rows, columns), 0 black, upright.
 
 A stranger's file is decoded by C and C++ libraries, which may crash, hang or swell. So that happens in a process of its
-own, with a limit on its time and memory; the server only sees pixels or a fault. The file is held in an unlinked
+own, with a limit on its time and memory; the server only sees pixels or an error. The file is held in an unlinked
 temporary file that no name leads to and that is gone when its stream closes, or the server ends in whatever way. The
-kind of file is known by its content; its name is never looked at. What the decoders say of damaged data may quote the
-header, and with it the patient, so only the reader's own sentences are passed on.
+kind of file is known by its content, never by its name. What the decoders report of damaged data may quote the header,
+and with it the patient, so only the reader's own sentences are passed on.
 """
 
 import os
 import resource
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfileobj
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
 from PIL import Image, ImageOps
 
+from siimcovid.apps.web.request_errors import RequestError
 from siimcovid.core.processes import Lost, run_apart
 from siimcovid.data.dicom_image import DicomError, read_image
 
@@ -28,36 +30,6 @@ SIGNATURES = {"PNG": b"\x89PNG\r\n\x1a\n", "JPEG": b"\xff\xd8\xff"}
 
 #: Pixels that an image must have on its shorter side: less is an icon.
 LEAST_SIDE = 32
-
-#: code -> HTTP status, of every fault that a request can have; docs/web.md explains them.
-STATUS = {
-    "bad_request": 400,
-    "no_image": 400,
-    "bad_value": 400,
-    "not_found": 404,
-    "wrong_method": 405,
-    "too_large": 413,
-    "too_many_images": 413,
-    "too_many_pixels": 413,
-    "not_a_image": 415,
-    "empty": 422,
-    "damaged": 422,
-    "too_small": 422,
-    "too_slow": 422,
-    "internal": 500,
-    "busy": 503,
-}
-
-
-class Fault(Exception):
-    """A request that gets no result: a key of STATUS and one sentence for the person who sent it."""
-
-    def __init__(self, code: str, message: str):
-        super().__init__(message)
-        self.code, self.message, self.status = code, message, STATUS[code]
-
-    def __reduce__(self):  # it crosses from the decoding process
-        return type(self), (self.code, self.message)
 
 
 @dataclass(frozen=True)
@@ -72,38 +44,43 @@ class Limits:
 
 
 def read_upload(stream: BinaryIO, limits: Limits, name: str = "The image") -> np.ndarray:
-    """Read a client's file as uint8 pixels (rows, columns). Raises Fault, whose sentence `name` begins."""
+    """Read a client's file as uint8 pixels (rows, columns). Raises RequestError, whose sentence `name` begins."""
     with tempfile.TemporaryFile() as copy:
         copyfileobj(stream, copy)
         copy.flush()
         job = (f"/proc/{os.getpid()}/fd/{copy.fileno()}", limits, name)
-        ((_, answer),) = run_apart(decode, [job], workers=1, limit=limits.seconds)
+        return _run_limited(decode, job, limits, name)
+
+
+def _run_limited(function: Callable[[Any], Any], job: Any, limits: Limits, name: str) -> Any:
+    """Call function(job) in a process of its own. Raises RequestError where that is what it returns, or it dies."""
+    ((_, answer),) = run_apart(function, [job], workers=1, limit=limits.seconds)
     if isinstance(answer, Lost):
         if "longer" in answer.reason:
-            raise Fault("too_slow", f"{name} took longer than {limits.seconds:g} seconds to decode.")
-        raise Fault("damaged", f"{name} is damaged: its decoder gave up. Export it again.")
-    if isinstance(answer, Fault):
+            raise RequestError("too_slow", f"{name} took longer than {limits.seconds:g} seconds to decode.")
+        raise RequestError("damaged", f"{name} is damaged: its decoder gave up. Export it again.")
+    if isinstance(answer, RequestError):
         raise answer
     return answer
 
 
-def decode(job: tuple[str, Limits, str]) -> np.ndarray | Fault:
+def decode(job: tuple[str, Limits, str]) -> np.ndarray | RequestError:
     """Decode one file, in a process of its own: see read_upload."""
     path, limits, name = job
     resource.setrlimit(resource.RLIMIT_AS, (limits.memory, limits.memory))
     try:
         return _decode(Path(path), limits, name)
-    except Fault as fault:
-        return fault
+    except RequestError as error:
+        return error
     except MemoryError:
-        return Fault("damaged", f"{name} needs more memory than an image should.")
+        return RequestError("damaged", f"{name} needs more memory than an image should.")
 
 
 def _decode(path: Path, limits: Limits, name: str) -> np.ndarray:
     with open(path, "rb") as stream:
         start = stream.read(132)
     if not start:
-        raise Fault("empty", f"{name} is empty: choose the file again.")
+        raise RequestError("empty", f"{name} is empty: choose the file again.")
     for kind, signature in SIGNATURES.items():
         if start.startswith(signature):
             return _decode_picture(path, kind, limits, name)
@@ -120,20 +97,20 @@ def _decode_picture(path: Path, kind: str, limits: Limits, name: str) -> np.ndar
             if image.mode[0] not in "IF":
                 return np.asarray(image.convert("L"))
             values = np.asarray(image).astype(np.float64)
-    except Fault:
+    except RequestError:
         raise
     except Image.DecompressionBombError:
-        raise Fault("too_many_pixels", f"{name} has too many pixels: send at most {limits.pixels:,}.") from None
+        raise RequestError("too_many_pixels", f"{name} has too many pixels: send at most {limits.pixels:,}.") from None
     except MemoryError:
         raise
     except Exception:  # a damaged file makes Pillow raise nearly any type
-        raise Fault("damaged", f"{name} is a damaged {kind}: export it again.") from None
+        raise RequestError("damaged", f"{name} is a damaged {kind}: export it again.") from None
     values -= values.min()
     return (values / max(values.max(), 1) * 255).astype(np.uint8)
 
 
 def _decode_dicom(path: Path, preamble: bool, limits: Limits, name: str) -> np.ndarray:
-    stranger = Fault("not_a_image", f"{name} is neither DICOM nor PNG nor JPEG: choose one of these.")
+    stranger = RequestError("not_an_image", f"{name} is neither DICOM nor PNG nor JPEG: choose one of these.")
     try:
         header = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=["Rows", "Columns"])
         rows, columns = int(header.Rows), int(header.Columns)
@@ -151,12 +128,12 @@ def _decode_dicom(path: Path, preamble: bool, limits: Limits, name: str) -> np.n
         if not preamble and error.reason.startswith("is not a DICOM file"):
             raise stranger from None
         # what stands in brackets may be the data's own words
-        raise Fault("damaged", f"{name} {error.reason.split(' (')[0]}; export it again.") from None
+        raise RequestError("damaged", f"{name} {error.reason.split(' (')[0]}; export it again.") from None
 
 
 def _check_size(rows: int, columns: int, limits: Limits, name: str) -> None:
     size = f"{columns} × {rows} pixels"
     if rows * columns > limits.pixels:
-        raise Fault("too_many_pixels", f"{name} has {size}: send at most {limits.pixels:,} in all.")
+        raise RequestError("too_many_pixels", f"{name} has {size}: send at most {limits.pixels:,} in all.")
     if min(rows, columns) < LEAST_SIDE:
-        raise Fault("too_small", f"{name} has only {size}: send the image itself, not its thumbnail.")
+        raise RequestError("too_small", f"{name} has only {size}: send the image itself, not its thumbnail.")
