@@ -27,6 +27,7 @@ from PIL import Image
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from siimcovid.apps.ablation.trained_variants import PLAIN
+from siimcovid.apps.command_line import main
 from siimcovid.apps.web import grad_cam, uploaded_files, web_app
 from siimcovid.apps.web.image_predictor import predict_image
 from siimcovid.apps.web.loaded_models import LoadedModels, for_serving, load_models
@@ -515,7 +516,28 @@ def test_no_upload_is_lost_and_memory_does_not_grow(folder):
     assert figures[-1][1] - figures[0][1] < 40
 
 
-def test_command(folder):
-    """`siimcovid serve` says where it listens, answers, and ends by SIGTERM."""
-    with served(folder) as (_, address), urllib.request.urlopen(f"{address}/healthz", timeout=60) as answer:
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "*"])
+def test_command(folder, host):
+    """`siimcovid serve` prints where it listens, answers there, and ends by SIGTERM."""
+    with (
+        served(folder, "--host", host) as (_, address),
+        urllib.request.urlopen(f"{address}/healthz", timeout=60) as answer,
+    ):
         assert json.load(answer)["models"] == ["rcnn", "yolo", "study"]
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        (["--host", "nowhere.invalid"], "--host 'nowhere.invalid'"),
+        (["--port", "65536"], "--port 65536"),
+        (["--parallel", "0"], "--parallel"),
+        (["--queue", "100000"], "--queue"),
+    ],
+)
+def test_command_refuses_in_a_sentence(folder, options, names, capsys):
+    assert main(["serve", "--weights", str(folder), *options]) == 2
+    said = capsys.readouterr().err
+    assert names in said
+    assert "Traceback" not in said
+    assert len(said.splitlines()) == 1

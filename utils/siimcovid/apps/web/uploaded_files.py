@@ -20,13 +20,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
-from PIL import Image, ImageOps
+from PIL import Image
 
+from siimcovid.apps.web.picture_decoder import decode_picture, picture_kind
 from siimcovid.apps.web.request_errors import RequestError
 from siimcovid.core.processes import Lost, run_apart
 from siimcovid.data.dicom_image import DicomError, read_image
-
-SIGNATURES = {"PNG": b"\x89PNG\r\n\x1a\n", "JPEG": b"\xff\xd8\xff"}
 
 #: Pixels that an image must have on its shorter side: less is an icon.
 LEAST_SIDE = 32
@@ -81,32 +80,20 @@ def _decode(path: Path, limits: Limits, name: str) -> np.ndarray:
         start = stream.read(132)
     if not start:
         raise RequestError("empty", f"{name} is empty: choose the file again.")
-    for kind, signature in SIGNATURES.items():
-        if start.startswith(signature):
-            return _decode_picture(path, kind, limits, name)
+    if kind := picture_kind(start):
+        return _decode_picture(path, kind, limits, name)
     return _decode_dicom(path, start[128:] == b"DICM", limits, name)
 
 
 def _decode_picture(path: Path, kind: str, limits: Limits, name: str) -> np.ndarray:
-    """PNG or JPEG; colour becomes luma, more than 8 bits are stretched from the lowest to the highest value."""
     try:
-        with Image.open(path, formats=[kind]) as image:  # reads the header only
-            _check_size(image.height, image.width, limits, name)
-            image.load()
-            image = ImageOps.exif_transpose(image)  # as the browser shows it
-            if image.mode[0] not in "IF":
-                return np.asarray(image.convert("L"))
-            values = np.asarray(image).astype(np.float64)
-    except RequestError:
+        return decode_picture(path, kind, lambda rows, columns: _check_size(rows, columns, limits, name))
+    except (RequestError, MemoryError):
         raise
     except Image.DecompressionBombError:
         raise RequestError("too_many_pixels", f"{name} has too many pixels: send at most {limits.pixels:,}.") from None
-    except MemoryError:
-        raise
     except Exception:  # a damaged file makes Pillow raise nearly any type
-        raise RequestError("damaged", f"{name} is a damaged {kind}: export it again.") from None
-    values -= values.min()
-    return (values / max(values.max(), 1) * 255).astype(np.uint8)
+        raise RequestError("damaged", f"{name} is a damaged {kind}, or of a rare kind: export it again.") from None
 
 
 def _decode_dicom(path: Path, preamble: bool, limits: Limits, name: str) -> np.ndarray:
