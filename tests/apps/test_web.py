@@ -152,6 +152,8 @@ def test_kinds_by_content(client, tmp_path):
             (encoded(np.dstack([pixels] * 3), "PNG"), "image.exe"),
         ]
     ]
+    names = [answer["images"][0].pop("name") for answer in answers]
+    assert names == ["image.png", "image.dcm", "../../etc/passwd", "image.exe"]  # shown again, but never used
     assert all(answer == answers[0] for answer in answers)
     jpeg = post(client, encoded(pixels, "JPEG", quality=95)).json
     assert list(jpeg["images"][0]["boxes"]) == ["rcnn", "yolo", "ensemble"]
@@ -274,7 +276,7 @@ def test_nothing_inline_and_nothing_from_elsewhere(client):
     assert not re.findall(r"\s(?:on\w+|style)=|<style", page.text)
     assert re.findall(r"<script(?![^>]*(?:src=|application/json))", page.text) == []
     for address in re.findall(r'(?:src|href|action)="([^"]*)"', page.text):
-        assert address == "/" or address.startswith(("/static/", "data:image/")), address
+        assert address == "/" or address.startswith(("/static/", "data:")), address
     for name in ("page.css", "page.js"):
         text = client.get(f"/static/{name}").text
         assert not re.findall(r"(?:https?:)?//\w", text.replace("http://www.w3.org/2000/svg", ""))
@@ -385,6 +387,7 @@ def test_the_faulty_image_is_named(client):
         (lambda c: post(c, encoded(image(), "PNG"), threshold="much"), "bad_value"),
         (lambda c: post(c, encoded(image(), "PNG"), threshold="nan"), "bad_value"),
         (lambda c: post(c, encoded(image(), "PNG"), pictures="yes"), "bad_value"),
+        (lambda c: post(c, encoded(image(), "PNG"), format="xlsx"), "bad_value"),
         (lambda c: c.get("/api/predict"), "wrong_method"),
         (lambda c: c.get("/static/../app.py"), "not_found"),
         (lambda c: c.get("/nothing"), "not_found"),
@@ -428,12 +431,24 @@ def test_patient_is_nowhere(client, tmp_path, monkeypatch, caplog, capfd):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     for data in (good, *bad, good[:-5000]):
         for path in ("/", "/api/predict", "/api/preview"):
-            answer = post(client, data, path=path, names="DOE.dcm")
+            answer = post(client, data, path=path)
             text = answer.data.decode(errors="replace")
             assert "DOE" not in re.sub(r'data:image/\w+;base64,[^"]+', "", text)
     said = capfd.readouterr()
     assert "DOE" not in caplog.text + said.out + said.err
     assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_names_are_told_to_their_sender_alone(client, caplog, capfd):
+    """Not in the log, nor in an error; and a name is text, whatever it looks like."""
+    name = "DOE<script>alert(1)</script>\u202e.png"
+    good, bad = encoded(image(), "PNG"), encoded(image(), "PNG")[:-4000]
+    assert post(client, good, names=name).json["images"][0]["name"] == name.replace("\u202e", "")
+    assert "<script>alert" not in post(client, good, names=name, path="/").text
+    for path in ("/", "/api/predict"):
+        assert "DOE" not in post(client, bad, names=name, path=path).text
+    said = capfd.readouterr()
+    assert "DOE" not in caplog.text + said.out + said.err
 
 
 def test_errors_are_documented():

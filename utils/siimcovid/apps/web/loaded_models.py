@@ -42,6 +42,7 @@ class LoadedModels:
     stages: dict[str, Stage]  # detectors and STUDY, those that are there
     preset: Preset  # how their predictions are combined
     device: torch.device
+    sources: tuple[str, ...] = ()  # where the weights come from, as their manifest says
 
     @property
     def detectors(self) -> list[str]:
@@ -67,11 +68,11 @@ class LoadedModels:
         return torch.autocast(self.device.type, enabled=self.device.type == "cuda")
 
 
-def for_serving(stages: dict[str, Stage], preset: Preset = SMALL) -> LoadedModels:
+def for_serving(stages: dict[str, Stage], preset: Preset = SMALL, sources: tuple[str, ...] = ()) -> LoadedModels:
     """Move trained stages to the default device and prepare them for inference."""
     device = default_device()
     ready = {name: replace(stage, model=for_inference(stage.model.to(device))) for name, stage in stages.items()}
-    return LoadedModels(ready, preset, device)
+    return LoadedModels(ready, preset, device, sources)
 
 
 def load_models(folder: Path) -> LoadedModels:
@@ -89,4 +90,5 @@ def load_models(folder: Path) -> LoadedModels:
             preset = preset or manifest[name]["preset"]
     if not stages:
         raise InputError(f"{folder} holds no trained stage ({', '.join(wanted)}): name the weights/ of a training run")
-    return for_serving(stages, override(PRESETS.get(preset, SMALL), fit_ensemble.read(folder)).check())
+    sources = tuple(dict.fromkeys(manifest[f"{stage}.safetensors"].get("source", "unknown") for stage in stages))
+    return for_serving(stages, override(PRESETS.get(preset, SMALL), fit_ensemble.read(folder)).check(), sources)

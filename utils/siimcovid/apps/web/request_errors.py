@@ -11,6 +11,7 @@ STATUS = {
     "too_many_images": 413,
     "too_many_pixels": 413,
     "not_an_image": 415,
+    "bad_zip": 422,
     "empty": 422,
     "damaged": 422,
     "too_small": 422,

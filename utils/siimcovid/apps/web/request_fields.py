@@ -4,6 +4,7 @@ from flask import Request
 from werkzeug.datastructures import FileStorage
 
 from siimcovid.apps.web.request_errors import RequestError
+from siimcovid.apps.web.result_files import MEDIA_TYPES
 
 
 def read_files(request: Request) -> list[FileStorage]:
@@ -21,6 +22,14 @@ def read_model(request: Request, offered: list[str]) -> str | None:
         names = ", ".join(offered) or "none, since this server has no detector"
         raise RequestError("bad_value", f"There is no such model here: choose one of {names}.")
     return name
+
+
+def read_format(request: Request) -> str | None:
+    """The field `format`, the name of a result file; None for JSON, also where it is absent or empty."""
+    name = request.form.get("format") or "json"
+    if name != "json" and name not in MEDIA_TYPES:
+        raise RequestError("bad_value", f"There is no such format: choose one of json, {', '.join(MEDIA_TYPES)}.")
+    return None if name == "json" else name
 
 
 def read_threshold(request: Request, default: float) -> float:

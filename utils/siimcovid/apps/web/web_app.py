@@ -2,20 +2,21 @@
 
     GET  /             the page
     POST /             the page with the result (what the form does; the script puts it in place without a reload)
-    POST /api/predict  the result as JSON: fields `images` (files), `model`, `threshold` (0 to 1), `pictures` (0 or 1)
+    POST /api/predict  the result as JSON, CSV or COCO (docs/web.md has the fields)
     POST /api/preview  an image as a JPEG, for browsers, which cannot show DICOM
     GET  /healthz      whether it is ready, and how busy
 
-docs/web.md has the fields, the result and the errors. Nothing a client sends is kept or logged, and no path, pickle or
-file name from a client is ever used. A request waits for its place before its body is taken apart.
+docs/web.md has the result and the errors, too. Nothing a client sends is kept or logged; no path or pickle of
+a client is ever used, and names of files only for the client's own answer. A request waits for its place before its
+body is taken apart.
 """
 
 import io
+import json
 import logging
 import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from flask import Flask, Response, jsonify, render_template, request
@@ -24,12 +25,13 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from siimcovid import __version__
 from siimcovid.apps.web.loaded_models import STUDY, LoadedModels
-from siimcovid.apps.web.page_pictures import preview_jpeg
+from siimcovid.apps.web.page_pictures import data_url, preview_jpeg
 from siimcovid.apps.web.request_errors import RequestError
-from siimcovid.apps.web.request_fields import read_files, read_flag, read_model, read_threshold
+from siimcovid.apps.web.request_fields import read_files, read_flag, read_format, read_model, read_threshold
 from siimcovid.apps.web.request_queue import RETRY_AFTER, Queue
+from siimcovid.apps.web.result_files import MEDIA_TYPES, result_file
 from siimcovid.apps.web.study_predictor import NOTICE, predict_study
-from siimcovid.apps.web.uploaded_files import Limits, read_upload
+from siimcovid.apps.web.uploaded_files import Limits, decode_upload, hold_upload, read_upload
 from siimcovid.core.labels import STUDY_COLUMNS, STUDY_LABELS
 
 logger = logging.getLogger(__name__)
@@ -67,6 +69,7 @@ def create_app(models: LoadedModels, limits: Limits | None = None, queue: Queue 
     app.config["MAX_CONTENT_LENGTH"] = service.limits.megabytes << 20
     app.json.sort_keys = False
     app.jinja_env.filters["without_pictures"] = without_pictures
+    app.jinja_env.filters["downloads"] = downloads
     warm_up(service)
     _add_page(app, service)
     _add_api(app, service)
@@ -88,8 +91,7 @@ def _add_page(app: Flask, service: Service) -> None:
             shown = {"threshold": read_threshold(request, THRESHOLD), "heat": read_flag(request, "heat")}
             if model := read_model(request, service.models.box_models):
                 shown["model"] = model
-            images = decoded_images(read_files(request), service.limits)
-            shown["result"] = predict_study(service.models, images, pictures=True)
+            shown["result"] = predict_files(service, read_files(request), pictures=True)
         return render_page(service, **shown)
 
 
@@ -99,16 +101,17 @@ def _add_api(app: Flask, service: Service) -> None:
     @app.post("/api/predict")
     def predict() -> Response:
         with service.queue.place():
-            model = read_model(request, service.models.box_models)
+            model, file = read_model(request, service.models.box_models), read_format(request)
             threshold, pictures = read_threshold(request, 0.0), read_flag(request, "pictures")
-            images = decoded_images(read_files(request), service.limits)
-            result = predict_study(service.models, images, pictures)
-        return jsonify(select_boxes(result, model, threshold))
+            result = predict_files(service, read_files(request), pictures)
+        selected = select_boxes(result, model, threshold)
+        return Response(result_file(file, selected), mimetype=MEDIA_TYPES[file]) if file else jsonify(selected)
 
     @app.post("/api/preview")
     def preview() -> Response:
         with service.queue.place():
-            image = next(decoded_images(read_files(request), service.limits))
+            with hold_upload(streams(read_files(request)), service.limits) as upload:
+                image = next(decode_upload(upload, service.limits))
             return Response(preview_jpeg(image), mimetype="image/jpeg")
 
     @app.get("/healthz")
@@ -137,6 +140,7 @@ def render_page(service: Service, **shown: Any) -> str:
         "limits": service.limits,
         "notice": NOTICE,
         "version": __version__,
+        "weights": models.sources,
         "result": None,
         "error": None,
         "model": models.box_models[-1] if models.box_models else None,
@@ -146,14 +150,19 @@ def render_page(service: Service, **shown: Any) -> str:
     return render_template("index.html", **{**context, **shown})
 
 
-def decoded_images(files: list[FileStorage], limits: Limits) -> Iterator[np.ndarray]:
-    """The request's images, uint8 (rows, columns), decoded one after the other. Raises RequestError."""
-    if len(files) > limits.images:
-        raise RequestError(
-            "too_many_images", f"{len(files)} images were sent: send at most {limits.images}, all of one study."
-        )
-    for number, file in enumerate(files, 1):
-        yield read_upload(file.stream, limits, f"Image {number}" if len(files) > 1 else "The image")
+def predict_files(service: Service, files: list[FileStorage], pictures: bool) -> dict[str, Any]:
+    """The result of the images in a request's files, with each image's `name` as the client sent it, the number of
+    `files_left_out` of zips, and the `weights` that predicted. Raises RequestError."""
+    with hold_upload(streams(files), service.limits) as upload:
+        result = predict_study(service.models, decode_upload(upload, service.limits), pictures)
+    for entry, image in zip(result["images"], upload.images, strict=True):
+        entry["name"] = image.name
+    return {**result, "files_left_out": upload.left_out, "weights": list(service.models.sources)}
+
+
+def streams(files: list[FileStorage]) -> list[tuple[BinaryIO, str]]:
+    """Each file's bytes and name."""
+    return [(file.stream, file.filename or "") for file in files]
 
 
 def select_boxes(result: dict[str, Any], model: str | None, threshold: float) -> dict[str, Any]:
@@ -170,6 +179,14 @@ def without_pictures(result: dict[str, Any]) -> dict[str, Any]:
     """The result for the page's script and its download: the pictures are in the page already."""
     images = [{k: v for k, v in image.items() if k not in ("preview", "heatmap")} for image in result["images"]]
     return {**result, "images": images}
+
+
+def downloads(result: dict[str, Any]) -> dict[str, str]:
+    """File name -> data: address of each file that the page offers of a result; they need no script."""
+    files = {name: (MEDIA_TYPES[name], result_file(name, result)) for name in MEDIA_TYPES}
+    whole = json.dumps(without_pictures(result), indent=2, ensure_ascii=False)
+    files["result.json"] = "application/json", whole
+    return {name: data_url(media_type, text.encode()) for name, (media_type, text) in files.items()}
 
 
 def add_headers(response: Response) -> Response:

@@ -67,11 +67,12 @@ async function preview() {
   if (message.textContent) return;
   const items = files.map((file, number) => {
     const item = element("li", {});
-    item.append(element("div", {}, `Image ${number + 1}: ${file.name}`));
+    item.append(element("div", {}, /\.zip$/i.test(file.name) ? `Zip: ${file.name}` : `Image ${number + 1}: ${file.name}`));
     list.append(item);
     return item;
   });
   for (const [number, file] of files.entries()) {
+    if (/\.zip$/i.test(file.name)) continue; // what is in it, the server will say
     const image = await pictureOf(file);
     if (mine !== choice) return;
     items[number].prepend(image);
@@ -256,11 +257,7 @@ result.addEventListener("mouseover", mark);
 result.addEventListener("click", (event) => {
   const clicked = event.target.closest("button");
   if (!clicked) return;
-  if (clicked.id === "save-json") {
-    save(new Blob([JSON.stringify(data, null, 2)], { type: "application/json" }), "result.json");
-  } else {
-    savePicture(clicked.closest(".image"));
-  }
+  savePicture(clicked.closest(".image"));
 });
 const drop = document.getElementById("drop");
 for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
