@@ -27,10 +27,14 @@ from PIL import Image
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from siimcovid.apps.ablation.trained_variants import PLAIN
-from siimcovid.apps.web import grad_cam, uploaded_files
+from siimcovid.apps.command_line import main
+from siimcovid.apps.web import grad_cam, uploaded_files, web_app
+from siimcovid.apps.web.image_predictor import predict_image
+from siimcovid.apps.web.loaded_models import LoadedModels, for_serving, load_models
+from siimcovid.apps.web.request_errors import STATUS, RequestError
 from siimcovid.apps.web.request_queue import Queue
-from siimcovid.apps.web.study_predictor import Models
-from siimcovid.apps.web.uploaded_files import STATUS, Fault, Limits, read_upload
+from siimcovid.apps.web.study_predictor import combine_images
+from siimcovid.apps.web.uploaded_files import Limits, read_upload
 from siimcovid.apps.web.web_app import create_app
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import STUDY_LABELS
@@ -47,7 +51,7 @@ ROWS, COLUMNS = 150, 130
 LIMITS = Limits(megabytes=4, images=3, pixels=1_000_000, memory=1 << 30)
 DOCS = Path(__file__).parents[2] / "docs" / "web.md"
 
-#: How many upload at a time; `SIIMCOVID_UPLOADS=50 pytest tests/test_web.py -k lost -s` is the full measurement.
+#: How many upload at a time; `SIIMCOVID_UPLOADS=50 pytest tests/apps/test_web.py -k lost -s` is the full measurement.
 UPLOADS = int(os.environ.get("SIIMCOVID_UPLOADS", "12"))
 
 
@@ -74,8 +78,8 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def models(folder) -> Models:
-    return Models.load(folder)
+def models(folder) -> LoadedModels:
+    return load_models(folder)
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +153,8 @@ def test_kinds_by_content(client, tmp_path):
             (encoded(np.dstack([pixels] * 3), "PNG"), "image.exe"),
         ]
     ]
+    names = [answer["images"][0].pop("name") for answer in answers]
+    assert names == ["image.png", "image.dcm", "../../etc/passwd", "image.exe"]  # shown again, but never used
     assert all(answer == answers[0] for answer in answers)
     jpeg = post(client, encoded(pixels, "JPEG", quality=95)).json
     assert list(jpeg["images"][0]["boxes"]) == ["rcnn", "yolo", "ensemble"]
@@ -162,9 +168,9 @@ def test_exif_orientation_is_followed(client):
 
 
 @pytest.fixture(scope="module")
-def plain(models) -> Models:
-    """The same models, of which none hears another."""
-    return Models(models.stages, override(models.preset, {**PLAIN, "fusion.hflip_tta": True}))
+def plain(models) -> LoadedModels:
+    """The same models without late fusion."""
+    return for_serving(models.stages, override(models.preset, {**PLAIN, "fusion.hflip_tta": True}))
 
 
 def test_study_is_the_mean_of_its_images(plain):
@@ -185,10 +191,11 @@ def test_study_is_the_mean_of_its_images(plain):
 
 def test_a_silent_detector_still_counts(plain):
     """Equation 6 of the report divides by the weights of all, even where only one found something on the image."""
-    seen = plain.look(image())
-    seen.boxes = {name: np.empty((0, 5)) for name in seen.boxes} | {"rcnn": np.array([[0.8, 0.1, 0.1, 0.5, 0.5]])}
-    boxes, _ = plain.combined([seen])
-    expected = 0.8 / len(plain.model_names)  # all weights are 1
+    predicted = predict_image(plain, image())
+    none = dict.fromkeys(predicted.boxes, np.empty((0, 5)))
+    predicted = replace(predicted, boxes=none | {"rcnn": np.array([[0.8, 0.1, 0.1, 0.5, 0.5]])})
+    boxes, _ = combine_images(plain, [predicted])
+    expected = 0.8 / len(plain.ensemble_members)  # all weights are 1
     assert boxes.loc[boxes["model"] == "ensemble", "score"].tolist() == pytest.approx([expected])
 
 
@@ -229,19 +236,19 @@ def test_heat_map_leaves_what_was_cropped_clear():
     ("stages", "choices"), [(["rcnn"], ["rcnn"]), (["yolo", "study"], ["yolo"]), (["study"], [])], ids=str
 )
 def test_only_what_is_there_is_offered(folder, models, stages, choices):
-    some = Models({name: models.stages[name] for name in stages})
+    some = for_serving({name: models.stages[name] for name in stages})
     client = create_app(some, LIMITS).test_client()
     assert client.get("/healthz").json["models"] == stages
     page = post(client, encoded(image(), "PNG"), path="/").text
     assert re.findall(r'name="model" value="(\w+)"', page) == choices
-    assert ('class="study labels"' in page) == ("study" in stages)
+    assert ('class="study"' in page) == ("study" in stages)
     assert list(post(client, encoded(image(), "PNG")).json["images"][0]["boxes"]) == choices
 
 
 def test_no_trained_stage_is_a_sentence(tmp_path):
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(InputError, match="no trained stage"):
-        Models.load(tmp_path)
+        load_models(tmp_path)
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
@@ -270,7 +277,7 @@ def test_nothing_inline_and_nothing_from_elsewhere(client):
     assert not re.findall(r"\s(?:on\w+|style)=|<style", page.text)
     assert re.findall(r"<script(?![^>]*(?:src=|application/json))", page.text) == []
     for address in re.findall(r'(?:src|href|action)="([^"]*)"', page.text):
-        assert address == "/" or address.startswith(("/static/", "data:image/")), address
+        assert address == "/" or address.startswith(("/static/", "data:")), address
     for name in ("page.css", "page.js"):
         text = client.get(f"/static/{name}").text
         assert not re.findall(r"(?:https?:)?//\w", text.replace("http://www.w3.org/2000/svg", ""))
@@ -323,9 +330,9 @@ def inflating(folder: Path) -> bytes:
 
 BAD = {
     "empty": (lambda _: b"", "empty", "empty"),
-    "text": (lambda _: b"Dear doctor, " * 100, "not_a_image", "neither DICOM nor PNG nor JPEG"),
-    "gif": (lambda _: encoded(image(), "GIF"), "not_a_image", "neither"),
-    "pickle": (lambda _: pickle.dumps(Mine()), "not_a_image", "neither"),
+    "text": (lambda _: b"Dear doctor, " * 100, "not_an_image", "neither DICOM nor PNG nor JPEG"),
+    "gif": (lambda _: encoded(image(), "GIF"), "not_an_image", "neither"),
+    "pickle": (lambda _: pickle.dumps(Mine()), "not_an_image", "neither"),
     "png breaks off": (lambda _: encoded(image(), "PNG")[:-4000], "damaged", "damaged PNG"),
     "jpeg breaks off": (lambda _: encoded(image(), "JPEG")[:-900], "damaged", "damaged JPEG"),
     "jpeg of noise": (lambda _: b"\xff\xd8\xff\xe0" + os.urandom(5000), "damaged", "damaged JPEG"),
@@ -360,7 +367,7 @@ def test_bad_image(name, client, app, tmp_path, monkeypatch):
     assert not (tmp_path / "loaded-from-a-pickle").exists()
     page = post(client, data, path="/")
     assert page.status_code == STATUS[code]
-    assert f'class="fault" data-code="{code}"' in page.text
+    assert f'class="error" data-code="{code}"' in page.text
 
 
 def test_the_faulty_image_is_named(client):
@@ -381,6 +388,7 @@ def test_the_faulty_image_is_named(client):
         (lambda c: post(c, encoded(image(), "PNG"), threshold="much"), "bad_value"),
         (lambda c: post(c, encoded(image(), "PNG"), threshold="nan"), "bad_value"),
         (lambda c: post(c, encoded(image(), "PNG"), pictures="yes"), "bad_value"),
+        (lambda c: post(c, encoded(image(), "PNG"), format="xlsx"), "bad_value"),
         (lambda c: c.get("/api/predict"), "wrong_method"),
         (lambda c: c.get("/static/../app.py"), "not_found"),
         (lambda c: c.get("/nothing"), "not_found"),
@@ -393,20 +401,20 @@ def test_bad_request(client, send, code):
 
 def test_slow_and_crashing_decoders(monkeypatch):
     data = encoded(image(), "PNG")
-    with pytest.raises(Fault, match="took longer than") as raised:
+    with pytest.raises(RequestError, match="took longer than") as raised:
         read_upload(io.BytesIO(data), Limits(seconds=0.001))
     assert raised.value.code == "too_slow"
     monkeypatch.setattr(uploaded_files, "run_apart", lambda *_, **__: [(None, Lost("crashes its decoder (SIGSEGV)"))])
-    with pytest.raises(Fault, match="its decoder gave up") as raised:
+    with pytest.raises(RequestError, match="its decoder gave up") as raised:
         read_upload(io.BytesIO(data), LIMITS)
     assert raised.value.code == "damaged"
 
 
-def test_own_failure_is_a_sentence(client, models, monkeypatch, caplog):
+def test_own_failure_is_a_sentence(client, monkeypatch, caplog):
     def fail(*_, **__):
         raise RuntimeError("DOE^JANE")
 
-    monkeypatch.setattr(models, "predict", fail)
+    monkeypatch.setattr(web_app, "predict_study", fail)
     answer = post(client, encoded(image(), "PNG"))
     assert (answer.status_code, answer.json["error"]["code"]) == (500, "internal")
     assert "RuntimeError at" in caplog.text
@@ -424,14 +432,27 @@ def test_patient_is_nowhere(client, tmp_path, monkeypatch, caplog, capfd):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     for data in (good, *bad, good[:-5000]):
         for path in ("/", "/api/predict", "/api/preview"):
-            answer = post(client, data, path=path, names="DOE.dcm")
-            assert b"DOE" not in answer.data
+            answer = post(client, data, path=path)
+            text = answer.data.decode(errors="replace")
+            assert "DOE" not in re.sub(r'data:image/\w+;base64,[^"]+', "", text)
     said = capfd.readouterr()
     assert "DOE" not in caplog.text + said.out + said.err
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
-def test_faults_are_documented():
+def test_names_are_told_to_their_sender_alone(client, caplog, capfd):
+    """Not in the log, nor in an error; and a name is text, whatever it looks like."""
+    name = "DOE<script>alert(1)</script>\u202e.png"
+    good, bad = encoded(image(), "PNG"), encoded(image(), "PNG")[:-4000]
+    assert post(client, good, names=name).json["images"][0]["name"] == name.replace("\u202e", "")
+    assert "<script>alert" not in post(client, good, names=name, path="/").text
+    for path in ("/", "/api/predict"):
+        assert "DOE" not in post(client, bad, names=name, path=path).text
+    said = capfd.readouterr()
+    assert "DOE" not in caplog.text + said.out + said.err
+
+
+def test_errors_are_documented():
     documented = re.findall(r"^\| `(\w+)` \| (\d+) \|", DOCS.read_text(), re.M)
     assert {code: int(status) for code, status in documented} == STATUS
 
@@ -456,7 +477,7 @@ def test_queue_is_bounded(client, queue):
 
 def test_queue_loses_patience():
     queue = Queue(places=1, waiting=1, patience=0.01)
-    with queue.place(), pytest.raises(Fault) as raised, queue.place():
+    with queue.place(), pytest.raises(RequestError) as raised, queue.place():
         pass
     assert raised.value.code == "busy"
     with queue.place():
@@ -511,7 +532,28 @@ def test_no_upload_is_lost_and_memory_does_not_grow(folder):
     assert figures[-1][1] - figures[0][1] < 40
 
 
-def test_command(folder):
-    """`siimcovid serve` says where it listens, answers, and ends by SIGTERM."""
-    with served(folder) as (_, address), urllib.request.urlopen(f"{address}/healthz", timeout=60) as answer:
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "*"])
+def test_command(folder, host):
+    """`siimcovid serve` prints where it listens, answers there, and ends by SIGTERM."""
+    with (
+        served(folder, "--host", host) as (_, address),
+        urllib.request.urlopen(f"{address}/healthz", timeout=60) as answer,
+    ):
         assert json.load(answer)["models"] == ["rcnn", "yolo", "study"]
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        (["--host", "nowhere.invalid"], "--host 'nowhere.invalid'"),
+        (["--port", "65536"], "--port 65536"),
+        (["--parallel", "0"], "--parallel"),
+        (["--queue", "100000"], "--queue"),
+    ],
+)
+def test_command_refuses_in_a_sentence(folder, options, names, capsys):
+    assert main(["serve", "--weights", str(folder), *options]) == 2
+    said = capsys.readouterr().err
+    assert names in said
+    assert "Traceback" not in said
+    assert len(said.splitlines()) == 1

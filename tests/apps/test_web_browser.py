@@ -10,15 +10,17 @@ import os
 import shutil
 import threading
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import waitress
 from PIL import Image
 
+from siimcovid.apps.web.loaded_models import load_models
 from siimcovid.apps.web.request_queue import Queue
-from siimcovid.apps.web.study_predictor import Models
 from siimcovid.apps.web.uploaded_files import Limits
 from siimcovid.apps.web.web_app import create_app
 from siimcovid.synthetic import radiograph
@@ -57,7 +59,7 @@ def address(tmp_path_factory, queue):
     """The page, served."""
     trained = os.environ.get("SIIMCOVID_WEIGHTS")
     folder = Path(trained) if trained else write_weights(tmp_path_factory.mktemp("weights"))
-    app = create_app(Models.load(folder), Limits(megabytes=8, images=3), queue)
+    app = create_app(load_models(folder), Limits(megabytes=8, images=3), queue)
     server = waitress.create_server(app, host="127.0.0.1", port=0, threads=8, ident=None)
     threading.Thread(target=server.run, daemon=True).start()
     yield f"http://127.0.0.1:{server.effective_port}"
@@ -194,7 +196,7 @@ def test_downloads(page, images, downloads):
     slide(page, 0.2)
     for old in downloads.iterdir():
         old.unlink()
-    find(page, "#save-json").click()
+    find(page, "[data-file='result.json']").click()
     page.find_elements(By.CSS_SELECTOR, ".save-picture")[1].click()
     wait(page, lambda: sorted(p.name for p in downloads.iterdir()) == ["image-2-ensemble.png", "result.json"])
     result = json.loads((downloads / "result.json").read_text())
@@ -205,6 +207,30 @@ def test_downloads(page, images, downloads):
     assert picture.width / picture.height == pytest.approx(ratio, rel=0.01)
     coloured = np.ptp(np.asarray(picture).astype(int), axis=2) > 60  # the image is grey
     assert coloured.any()
+
+
+def test_zip_of_a_study(page, images, downloads, tmp_path):
+    """A zip goes up as one file, stands for its images, and the tables can be saved."""
+    with zipfile.ZipFile(tmp_path / "study.zip", "w") as archive:
+        for number, path in enumerate(images):
+            archive.write(path, f"a study/series {number}/{Path(path).name}")
+        archive.writestr("readme.txt", "hello")
+    predict(page, str(tmp_path / "study.zip"))
+    assert "Zip: study.zip" in find(page, "#previews").text
+    assert count(page, ".picture") == 2
+    assert find(page, "#left-out").text == "1 file of the zip is no image and was left out."
+    assert "study.zip/a study/series 1/second.png" in [e.text for e in page.find_elements(By.CSS_SELECTOR, ".name")]
+    for old in downloads.iterdir():
+        old.unlink()
+    names = ["boxes.csv", "coco.json", "predictions.csv"]
+    for name in names:
+        find(page, f"[data-file='{name}']").click()
+    wait(page, lambda: sorted(p.name for p in downloads.iterdir()) == names)
+    result = numbers(page)
+    boxes = pd.read_csv(downloads / "boxes.csv")
+    assert len(boxes) == sum(len(found) for image in result["images"] for found in image["boxes"].values())
+    assert pd.read_csv(downloads / "predictions.csv")["name"].tolist() == [i["name"] for i in result["images"]]
+    assert len(json.loads((downloads / "coco.json").read_text())["images"]) == 2
 
 
 def test_bad_file_is_said_and_the_page_goes_on(page, images, tmp_path):
@@ -312,7 +338,8 @@ def test_without_script(browser, page, images):
         wait(page, lambda: count(page, "#result-title"))
         assert find(page, ".picture").get_attribute("data-model") == "rcnn"
         assert find(page, ".legend").is_displayed()
-        assert not find(page, "#save-json").is_displayed()
+        assert find(page, "[data-file='boxes.csv']").is_displayed()
+        assert not find(page, ".save-picture").is_displayed()
     finally:
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 

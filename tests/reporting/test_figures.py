@@ -42,7 +42,7 @@ def texts(axis):
 
 
 def test_bars_are_the_counts():
-    axis = figures.tally_chart("Levels", {"negative": 30, "typical": 10}, "studies").axes[0]
+    axis = figures.tally_chart("Study labels", {"negative": 30, "typical": 10}, "studies").axes[0]
     assert heights(axis) == [30, 10]
     assert texts(axis) == ["30 (75%)", "10 (25%)"]
     across = figures.tally_chart("Findings", {"Mass": 3, "Hernia": 0}, "findings", across=True).axes[0]

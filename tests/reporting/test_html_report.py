@@ -117,9 +117,9 @@ def test_contents_and_banners(page):
     for title in (
         "Official score",
         "Boxes",
-        "Levels",
+        "Study labels",
         "Calibration",
-        "ImageDataset",
+        "Images",
         "Training",
         "Time",
         "Data",
@@ -219,7 +219,7 @@ def bare(run):
 @pytest.mark.parametrize(
     ("damage", "facts", "said"),
     [
-        (lambda run: None, {"competition": "/nowhere"}, "No answers lie beside the competition"),
+        (lambda run: None, {"competition": "/nowhere"}, "No ground truth lies beside the competition"),
         (without("weights"), {"mode": "infer"}, "trained nothing"),
         (no_train_part, {}, "read no train part"),
         (without("cache"), {}, "The prepared images are gone"),
@@ -241,7 +241,7 @@ def test_answers_that_do_not_fit_are_a_sentence(run, tmp_path, undrawn):
     table = (broken / "submission.csv").read_text().replace("clear_image", "other_image")
     (broken / "submission.csv").write_text(table)
     text = text_of(broken, run.parent / "competition.truth")
-    assert "The submissions and the answers do not fit: 1 ids are submitted but not in the truth" in text
+    assert "The submissions and the ground truth do not fit: 1 ids are submitted but not in the truth" in text
 
 
 def test_recorded_scores_where_the_answers_are_gone(run, tmp_path, undrawn):

@@ -1,4 +1,4 @@
-"""A run's folder, read: what pipeline.py left of it, as far as it came.
+"""A run's folder, read: what the kernel wrote to it, as far as it came.
 
 In: the folder that holds run.json. Out: a RunFolder, in which whatever was not written yet is None or empty.
 """
@@ -79,7 +79,7 @@ def read_run(folder: Path | str, ground_truth: Path | str | None = None) -> RunF
 
 
 def _beside(facts: dict, index: pd.DataFrame | None) -> Path | None:
-    """Answers beside the competition folder, which run.json names or the images' paths show."""
+    """The folder of ground truth beside the competition folder, which run.json names or the images' paths show."""
     if folder := facts.get("competition"):
         return find_ground_truth(folder)
     images = [] if index is None else [path for path in index["path"] if path]

@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, nargs="?", help="the run's folder, OUTPUT_DIR of the notebook")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the page (default: RUN/report.html, or data.html)")
     parser.add_argument(
-        "--ground-truth", type=Path, metavar="DIR", help="answers that do not lie in <competition>.truth/"
+        "--ground-truth", type=Path, metavar="DIR", help="folder of ground truth that is not <competition>.truth/"
     )
     parser.add_argument("--threshold", type=float, help="confidence from which boxes count in Table 1 (default 0.1)")
     parser.add_argument(

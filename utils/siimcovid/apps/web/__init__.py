@@ -1,6 +1,9 @@
-"""The web page: images in, boxes, study labels and a heat map out (report, section 5).
+"""The web page: images or a zip of them in; boxes, study probabilities and a heat map out (report, section 5).
 
-app.py        the routes: page, JSON, health          uploads.py    a client's file -> pixels, in another process
-inference.py  the models; images -> one result         heatmap.py    where the study model looked
-queue.py      how many work, how many wait            templates/, static/   the page itself
+web_app           the routes: page, JSON, health        request_fields, request_errors   the form; what goes wrong
+request_queue     how many requests are worked on       listening_sockets                where the page is served
+uploaded_files    a client's files -> pixels, in another process, by uploaded_zip and picture_decoder
+loaded_models     a weights folder -> models            image_predictor   an image -> what each model predicts on it
+study_predictor   a study's images -> the result        result_files      the result as CSV and COCO
+grad_cam          the study model's heat map            page_pictures     previews; templates/ and static/ are the page
 """

@@ -1,4 +1,4 @@
-"""Where the study model looked: Grad-CAM (Selvaraju et al. 2017) by captum, as a translucent picture.
+"""The heat map of the study model: Grad-CAM (Selvaraju et al. 2017) by captum, as a translucent picture.
 
 The backbone's last maps were computed for the prediction anyway. Grad-CAM needs the gradient from the study label's
 logit back to them, which is the head's alone: so a heat map costs next to nothing.
@@ -26,7 +26,7 @@ class Tail(nn.Module):
 
 
 def grad_cam(head: nn.Module, maps: Tensor, study_label: int) -> np.ndarray:
-    """How much each place of `maps` (1, C, h, w) speaks for `study_label`: (h, w), 0 to 1, the highest 1; or 0
+    """How much each place of `maps` (1, C, h, w) raises the logit of `study_label`: (h, w), 0 to 1, the highest 1; or 0
     everywhere."""
     tail = Tail(head)
     with torch.enable_grad():
@@ -35,12 +35,12 @@ def grad_cam(head: nn.Module, maps: Tensor, study_label: int) -> np.ndarray:
     return heat / max(float(heat.max()), np.finfo(np.float32).tiny)
 
 
-def as_picture(heat: np.ndarray, seen: float = 1.0) -> bytes:
+def as_picture(heat: np.ndarray, share: float = 1.0) -> bytes:
     """A PNG with transparency, to be stretched over the whole image: nothing where heat is 0, bright where it is 1.
 
-    heat: (h, w), 0 to 1. seen: the middle share of each of the image's sides that the model saw (a centre crop).
+    heat: (h, w), 0 to 1. share: of each of the image's sides that the model gets (a centre crop).
     """
-    inner = round(SIDE * seen)
+    inner = round(SIDE * share)
     margin = (SIDE - inner) // 2
     whole = np.zeros((SIDE, SIDE), np.float32)
     smooth = cv2.resize(heat.astype(np.float32), (inner, inner), interpolation=cv2.INTER_CUBIC).clip(0, 1)

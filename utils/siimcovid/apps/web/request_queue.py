@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from siimcovid.apps.web.uploaded_files import Fault
+from siimcovid.apps.web.request_errors import RequestError
 
 #: Seconds after which a client that was turned away should try again.
 RETRY_AFTER = 2
@@ -21,8 +21,8 @@ class Queue:
 
     @contextmanager
     def place(self) -> Iterator[None]:
-        """Wait for a place and hold it. Raises Fault "busy" where the queue is full or too slow."""
-        busy = Fault("busy", "The server is busy with other images: try again in a few seconds.")
+        """Wait for a place and hold it. Raises RequestError "busy" where the queue is full or too slow."""
+        busy = RequestError("busy", "The server is busy with other images: try again in a few seconds.")
         with self._count:
             if self.inside >= self.limit:
                 raise busy

@@ -1,63 +1,37 @@
-"""What a client sends becomes an image, or a fault with one sentence for the client.
+"""What a client sends becomes images, or an error with one sentence for the client.
 
-In: an open binary stream and `Limits`. Out: uint8 pixels (rows, columns), 0 black, upright.
+In: open binary streams and `Limits`, of images or of zips of images. Out: uint8 pixels (rows, columns), 0 black,
+upright.
 
 A stranger's file is decoded by C and C++ libraries, which may crash, hang or swell. So that happens in a process of its
-own, with a limit on its time and memory; the server only sees pixels or a fault. The file is held in an unlinked
+own, with a limit on its time and memory; the server only sees pixels or an error. The file is held in an unlinked
 temporary file that no name leads to and that is gone when its stream closes, or the server ends in whatever way. The
-kind of file is known by its content; its name is never looked at. What the decoders say of damaged data may quote the
-header, and with it the patient, so only the reader's own sentences are passed on.
+kind of file is known by its content, never by its name. What the decoders report of damaged data may quote the header,
+and with it the patient, so only the reader's own sentences are passed on.
 """
 
 import os
 import resource
 import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfileobj
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
-from PIL import Image, ImageOps
+from PIL import Image
 
+from siimcovid.apps.web.picture_decoder import decode_picture, picture_kind
+from siimcovid.apps.web.request_errors import RequestError
+from siimcovid.apps.web.uploaded_zip import ZipContent, is_zip, list_images, unpack
 from siimcovid.core.processes import Lost, run_apart
 from siimcovid.data.dicom_image import DicomError, read_image
 
-SIGNATURES = {"PNG": b"\x89PNG\r\n\x1a\n", "JPEG": b"\xff\xd8\xff"}
-
 #: Pixels that an image must have on its shorter side: less is an icon.
 LEAST_SIDE = 32
-
-#: code -> HTTP status, of every fault that a request can have; docs/web.md explains them.
-STATUS = {
-    "bad_request": 400,
-    "no_image": 400,
-    "bad_value": 400,
-    "not_found": 404,
-    "wrong_method": 405,
-    "too_large": 413,
-    "too_many_images": 413,
-    "too_many_pixels": 413,
-    "not_a_image": 415,
-    "empty": 422,
-    "damaged": 422,
-    "too_small": 422,
-    "too_slow": 422,
-    "internal": 500,
-    "busy": 503,
-}
-
-
-class Fault(Exception):
-    """A request that gets no result: a key of STATUS and one sentence for the person who sent it."""
-
-    def __init__(self, code: str, message: str):
-        super().__init__(message)
-        self.code, self.message, self.status = code, message, STATUS[code]
-
-    def __reduce__(self):  # it crosses from the decoding process
-        return type(self), (self.code, self.message)
 
 
 @dataclass(frozen=True)
@@ -65,75 +39,144 @@ class Limits:
     """What a request may ask for."""
 
     megabytes: int = 128  # of a whole request; an image of 24 million pixels, uncompressed, has 48
-    images: int = 8  # of one study
+    images: int = 16  # of one study; the competition's largest has 9
     pixels: int = 40_000_000  # of one image; the competition's largest has 24 million
     seconds: float = 60.0  # to decode one image
     memory: int = 4 << 30  # bytes of address space to decode one image in; the largest needs a quarter
+    zip_files: int = 1000  # in one zip, other than images too
+    unpacked_megabytes: int = 1024  # of one zip
 
 
-def read_upload(stream: BinaryIO, limits: Limits, name: str = "The image") -> np.ndarray:
-    """Read a client's file as uint8 pixels (rows, columns). Raises Fault, whose sentence `name` begins."""
-    with tempfile.TemporaryFile() as copy:
-        copyfileobj(stream, copy)
-        copy.flush()
-        job = (f"/proc/{os.getpid()}/fd/{copy.fileno()}", limits, name)
-        ((_, answer),) = run_apart(decode, [job], workers=1, limit=limits.seconds)
+@dataclass(frozen=True)
+class UploadedImage:
+    """A file that a client sent, or one in a zip, held where the decoding process can open it."""
+
+    path: str
+    position: int | None  # in the zip's list of files; None outside a zip
+    name: str  # as the client calls it: for its own answer only
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What a client sent."""
+
+    images: list[UploadedImage]
+    left_out: int  # files in zips that are no images
+
+
+@contextmanager
+def hold_upload(files: Iterable[tuple[BinaryIO, str]], limits: Limits) -> Iterator[Upload]:
+    """Hold (stream, name) of each file for the length of the context. Raises RequestError.
+
+    A zip stands for the images in it, in the order of their names.
+    """
+    images, left_out = [], 0
+    with ExitStack() as stack:
+        for stream, name in files:
+            copy = stack.enter_context(tempfile.TemporaryFile())
+            copyfileobj(stream, copy)
+            copy.flush()
+            copy.seek(0)
+            path = f"/proc/{os.getpid()}/fd/{copy.fileno()}"
+            if not is_zip(copy.read(4)):
+                images.append(UploadedImage(path, None, _shown(name)))
+                continue
+            content = _run_limited(_list_zip, (path, limits), limits, "The zip")
+            images += [UploadedImage(path, i.position, _shown(f"{name}/{i.name}")) for i in content.images]
+            left_out += content.left_out
+        if not images:
+            raise RequestError("no_image", "The zip holds neither DICOM nor PNG nor JPEG: choose another.")
+        if len(images) > limits.images:
+            message = f"{len(images)} images were sent: send at most {limits.images}, all of one study."
+            raise RequestError("too_many_images", message)
+        yield Upload(images, left_out)
+
+
+def decode_upload(upload: Upload, limits: Limits) -> Iterator[np.ndarray]:
+    """The images as uint8 (rows, columns), decoded one after the other. Raises RequestError, naming the image."""
+    for number, image in enumerate(upload.images, 1):
+        label = f"Image {number}" if len(upload.images) > 1 else "The image"
+        yield _run_limited(decode, (image.path, image.position, limits, label), limits, label)
+
+
+def read_upload(stream: BinaryIO, limits: Limits) -> np.ndarray:
+    """Read a client's only file as uint8 pixels (rows, columns). Raises RequestError."""
+    with hold_upload([(stream, "")], limits) as upload:
+        return next(decode_upload(upload, limits))
+
+
+def _shown(name: str) -> str:
+    """A client's name for a file without what cannot be printed, its last 200 characters."""
+    return "".join(letter for letter in name if letter.isprintable())[-200:]
+
+
+def _run_limited(function: Callable[[Any], Any], job: Any, limits: Limits, label: str) -> Any:
+    """Call function(job) in a process of its own. Raises RequestError where that is what it returns, or it dies."""
+    ((_, answer),) = run_apart(function, [job], workers=1, limit=limits.seconds)
     if isinstance(answer, Lost):
         if "longer" in answer.reason:
-            raise Fault("too_slow", f"{name} took longer than {limits.seconds:g} seconds to decode.")
-        raise Fault("damaged", f"{name} is damaged: its decoder gave up. Export it again.")
-    if isinstance(answer, Fault):
+            raise RequestError("too_slow", f"{label} took longer than {limits.seconds:g} seconds to decode.")
+        raise RequestError("damaged", f"{label} is damaged: its decoder gave up. Export it again.")
+    if isinstance(answer, RequestError):
         raise answer
     return answer
 
 
-def decode(job: tuple[str, Limits, str]) -> np.ndarray | Fault:
-    """Decode one file, in a process of its own: see read_upload."""
-    path, limits, name = job
-    resource.setrlimit(resource.RLIMIT_AS, (limits.memory, limits.memory))
+def decode(job: tuple[str, int | None, Limits, str]) -> np.ndarray | RequestError:
+    """Decode one file, (path, position in a zip, limits, label), in a process of its own: see decode_upload."""
+    path, position, limits, label = job
+    _limit_memory(limits)
     try:
-        return _decode(Path(path), limits, name)
-    except Fault as fault:
-        return fault
+        if position is None:
+            return _decode(Path(path), limits, label)
+        with tempfile.TemporaryFile() as unpacked:
+            unpack(path, position, unpacked, limits.unpacked_megabytes << 20)
+            return _decode(Path(f"/proc/self/fd/{unpacked.fileno()}"), limits, label)
+    except RequestError as error:
+        return error
     except MemoryError:
-        return Fault("damaged", f"{name} needs more memory than an image should.")
+        return RequestError("damaged", f"{label} needs more memory than an image should.")
 
 
-def _decode(path: Path, limits: Limits, name: str) -> np.ndarray:
+def _list_zip(job: tuple[str, Limits]) -> ZipContent | RequestError:
+    """The images of a zip, in a process of its own: see hold_upload."""
+    path, limits = job
+    _limit_memory(limits)
+    try:
+        return list_images(path, limits.zip_files, limits.unpacked_megabytes << 20, LEAST_SIDE)
+    except RequestError as error:
+        return error
+    except MemoryError:
+        return RequestError("bad_zip", "The zip needs more memory than it should: pack the images again.")
+
+
+def _limit_memory(limits: Limits) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (limits.memory, limits.memory))
+
+
+def _decode(path: Path, limits: Limits, label: str) -> np.ndarray:
     with open(path, "rb") as stream:
         start = stream.read(132)
     if not start:
-        raise Fault("empty", f"{name} is empty: choose the file again.")
-    for kind, signature in SIGNATURES.items():
-        if start.startswith(signature):
-            return _decode_picture(path, kind, limits, name)
-    return _decode_dicom(path, start[128:] == b"DICM", limits, name)
+        raise RequestError("empty", f"{label} is empty: choose the file again.")
+    if kind := picture_kind(start):
+        return _decode_picture(path, kind, limits, label)
+    return _decode_dicom(path, start[128:] == b"DICM", limits, label)
 
 
-def _decode_picture(path: Path, kind: str, limits: Limits, name: str) -> np.ndarray:
-    """PNG or JPEG; colour becomes luma, more than 8 bits are stretched from the lowest to the highest value."""
+def _decode_picture(path: Path, kind: str, limits: Limits, label: str) -> np.ndarray:
     try:
-        with Image.open(path, formats=[kind]) as image:  # reads the header only
-            _check_size(image.height, image.width, limits, name)
-            image.load()
-            image = ImageOps.exif_transpose(image)  # as the browser shows it
-            if image.mode[0] not in "IF":
-                return np.asarray(image.convert("L"))
-            values = np.asarray(image).astype(np.float64)
-    except Fault:
+        return decode_picture(path, kind, lambda rows, columns: _check_size(rows, columns, limits, label))
+    except (RequestError, MemoryError):
         raise
     except Image.DecompressionBombError:
-        raise Fault("too_many_pixels", f"{name} has too many pixels: send at most {limits.pixels:,}.") from None
-    except MemoryError:
-        raise
+        raise RequestError("too_many_pixels", f"{label} has too many pixels: send at most {limits.pixels:,}.") from None
     except Exception:  # a damaged file makes Pillow raise nearly any type
-        raise Fault("damaged", f"{name} is a damaged {kind}: export it again.") from None
-    values -= values.min()
-    return (values / max(values.max(), 1) * 255).astype(np.uint8)
+        raise RequestError("damaged", f"{label} is a damaged {kind}, or of a rare kind: export it again.") from None
 
 
-def _decode_dicom(path: Path, preamble: bool, limits: Limits, name: str) -> np.ndarray:
-    stranger = Fault("not_a_image", f"{name} is neither DICOM nor PNG nor JPEG: choose one of these.")
+def _decode_dicom(path: Path, preamble: bool, limits: Limits, label: str) -> np.ndarray:
+    stranger = RequestError("not_an_image", f"{label} is neither DICOM nor PNG nor JPEG: choose one of these.")
     try:
         header = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=["Rows", "Columns"])
         rows, columns = int(header.Rows), int(header.Columns)
@@ -144,19 +187,19 @@ def _decode_dicom(path: Path, preamble: bool, limits: Limits, name: str) -> np.n
             raise stranger from None
         rows = columns = 0  # the reader below says what is wrong
     if rows and columns:
-        _check_size(rows, columns, limits, name)
+        _check_size(rows, columns, limits, label)
     try:
         return np.ascontiguousarray(read_image(path))
     except DicomError as error:
         if not preamble and error.reason.startswith("is not a DICOM file"):
             raise stranger from None
         # what stands in brackets may be the data's own words
-        raise Fault("damaged", f"{name} {error.reason.split(' (')[0]}; export it again.") from None
+        raise RequestError("damaged", f"{label} {error.reason.split(' (')[0]}; export it again.") from None
 
 
-def _check_size(rows: int, columns: int, limits: Limits, name: str) -> None:
+def _check_size(rows: int, columns: int, limits: Limits, label: str) -> None:
     size = f"{columns} × {rows} pixels"
     if rows * columns > limits.pixels:
-        raise Fault("too_many_pixels", f"{name} has {size}: send at most {limits.pixels:,} in all.")
+        raise RequestError("too_many_pixels", f"{label} has {size}: send at most {limits.pixels:,} in all.")
     if min(rows, columns) < LEAST_SIDE:
-        raise Fault("too_small", f"{name} has only {size}: send the image itself, not its thumbnail.")
+        raise RequestError("too_small", f"{label} has only {size}: send the image itself, not its thumbnail.")

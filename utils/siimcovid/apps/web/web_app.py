@@ -2,28 +2,36 @@
 
     GET  /             the page
     POST /             the page with the result (what the form does; the script puts it in place without a reload)
-    POST /api/predict  the result as JSON: fields `images` (files), `model`, `threshold` (0 to 1), `pictures` (0 or 1)
+    POST /api/predict  the result as JSON, CSV or COCO (docs/web.md has the fields)
     POST /api/preview  an image as a JPEG, for browsers, which cannot show DICOM
     GET  /healthz      whether it is ready, and how busy
 
-docs/web.md has the fields, the result and the faults. Nothing a client sends is kept or logged, and no path, pickle or
-file name from a client is ever used. A request waits for its place before its body is taken apart.
+docs/web.md has the result and the errors, too. Nothing a client sends is kept or logged; no path or pickle of
+a client is ever used, and names of files only for the client's own answer. A request waits for its place before its
+body is taken apart.
 """
 
 import io
+import json
 import logging
 import traceback
-from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, BinaryIO
 
 import numpy as np
-from flask import Flask, Request, Response, jsonify, render_template, request
+from flask import Flask, Response, jsonify, render_template, request
+from werkzeug.datastructures import FileStorage
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from siimcovid import __version__
+from siimcovid.apps.web.loaded_models import STUDY, LoadedModels
+from siimcovid.apps.web.page_pictures import data_url, preview_jpeg
+from siimcovid.apps.web.request_errors import RequestError
+from siimcovid.apps.web.request_fields import read_files, read_flag, read_format, read_model, read_threshold
 from siimcovid.apps.web.request_queue import RETRY_AFTER, Queue
-from siimcovid.apps.web.study_predictor import NOTICE, Models, shrink
-from siimcovid.apps.web.uploaded_files import Fault, Limits, read_upload
+from siimcovid.apps.web.result_files import MEDIA_TYPES, result_file
+from siimcovid.apps.web.study_predictor import NOTICE, predict_study
+from siimcovid.apps.web.uploaded_files import Limits, decode_upload, hold_upload, read_upload
 from siimcovid.core.labels import STUDY_COLUMNS, STUDY_LABELS
 
 logger = logging.getLogger(__name__)
@@ -44,157 +52,171 @@ HEADERS = {
 }
 
 
-def create_app(models: Models, limits: Limits | None = None, queue: Queue | None = None) -> Flask:
+@dataclass(frozen=True)
+class Service:
+    """What the routes work with."""
+
+    models: LoadedModels
+    limits: Limits
+    queue: Queue
+
+
+def create_app(models: LoadedModels, limits: Limits | None = None, queue: Queue | None = None) -> Flask:
     """The application around loaded models. It decodes and predicts one blank image, so that the first client need not
     wait for what is set up once."""
-    limits, queue = limits or Limits(), queue or Queue()
+    service = Service(models, limits or Limits(), queue or Queue())
     app = Flask(__name__)
-    app.config["MAX_CONTENT_LENGTH"] = limits.megabytes << 20
+    app.config["MAX_CONTENT_LENGTH"] = service.limits.megabytes << 20
     app.json.sort_keys = False
-    app.jinja_env.filters["without_pictures"] = _without_pictures
-    warm_up(models, limits)
-
-    def page(status: int = 200, **shown: Any) -> tuple[str, int]:
-        context = {
-            "models": {name: MODEL_NAMES[name] for name in models.choices},
-            "study_columns": dict(zip(STUDY_LABELS, STUDY_COLUMNS, strict=True)),
-            "study_model": "study" in models.stages,
-            "limits": limits,
-            "notice": NOTICE,
-            "version": __version__,
-            "result": None,
-            "fault": None,
-            "model": models.choices[-1] if models.choices else None,
-            "threshold": THRESHOLD,
-            "heat": False,
-        }
-        return render_template("index.html", **{**context, **shown}), status
-
-    @app.get("/")
-    def index() -> tuple[str, int]:
-        return page()
-
-    @app.post("/")
-    def show() -> tuple[str, int]:
-        with queue.place():
-            shown = {"threshold": threshold(request, THRESHOLD), "heat": flag(request, "heat")}
-            if model := choice(request, models):
-                shown["model"] = model
-            shown["result"] = models.predict(images(request, limits), pictures=True)
-        return page(**shown)
-
-    @app.post("/api/predict")
-    def predict() -> Response:
-        with queue.place():
-            model, least = choice(request, models), threshold(request, 0.0)
-            result = models.predict(images(request, limits), pictures=flag(request, "pictures"))
-        if model:
-            result["models"] = [model]
-        for image in result["images"]:
-            image["none"] = {name: image["none"][name] for name in result["models"]}
-            image["boxes"] = {
-                name: [box for box in image["boxes"][name] if box["score"] >= least] for name in result["models"]
-            }
-        return jsonify(result)
-
-    @app.post("/api/preview")
-    def preview() -> Response:
-        with queue.place():
-            image = next(images(request, limits))
-            return Response(shrink(image), mimetype="image/jpeg")
-
-    @app.get("/healthz")
-    def health() -> dict[str, Any]:
-        return {"status": "ok", "version": __version__, "models": list(models.stages), "requests": queue.inside}
-
-    @app.after_request
-    def protect(response: Response) -> Response:
-        for name, value in HEADERS.items():
-            response.headers[name] = value
-        return response
-
-    @app.errorhandler(Exception)
-    def failed(error: Exception) -> Any:
-        fault = as_fault(error, limits)
-        if request.path == "/" and fault.code != "wrong_method":
-            answer, status = page(fault.status, fault=fault)
-        else:
-            answer, status = jsonify({"error": {"code": fault.code, "message": fault.message}}), fault.status
-        headers = {"Retry-After": str(RETRY_AFTER)} if fault.code == "busy" else {}
-        return answer, status, headers
-
+    app.jinja_env.filters["without_pictures"] = without_pictures
+    app.jinja_env.filters["downloads"] = downloads
+    warm_up(service)
+    _add_page(app, service)
+    _add_api(app, service)
+    app.after_request(add_headers)
+    app.register_error_handler(Exception, lambda error: answer_error(service, error))
     return app
 
 
-def warm_up(models: Models, limits: Limits) -> None:
+def _add_page(app: Flask, service: Service) -> None:
+    """The routes for people."""
+
+    @app.get("/")
+    def index() -> str:
+        return render_page(service)
+
+    @app.post("/")
+    def show() -> str:
+        with service.queue.place():
+            shown = {"threshold": read_threshold(request, THRESHOLD), "heat": read_flag(request, "heat")}
+            if model := read_model(request, service.models.box_models):
+                shown["model"] = model
+            shown["result"] = predict_files(service, read_files(request), pictures=True)
+        return render_page(service, **shown)
+
+
+def _add_api(app: Flask, service: Service) -> None:
+    """The routes for programs and for the page's script."""
+
+    @app.post("/api/predict")
+    def predict() -> Response:
+        with service.queue.place():
+            model, file = read_model(request, service.models.box_models), read_format(request)
+            threshold, pictures = read_threshold(request, 0.0), read_flag(request, "pictures")
+            result = predict_files(service, read_files(request), pictures)
+        selected = select_boxes(result, model, threshold)
+        return Response(result_file(file, selected), mimetype=MEDIA_TYPES[file]) if file else jsonify(selected)
+
+    @app.post("/api/preview")
+    def preview() -> Response:
+        with service.queue.place():
+            with hold_upload(streams(read_files(request)), service.limits) as upload:
+                image = next(decode_upload(upload, service.limits))
+            return Response(preview_jpeg(image), mimetype="image/jpeg")
+
+    @app.get("/healthz")
+    def health() -> dict[str, Any]:
+        return {
+            "status": "ok",
+            "version": __version__,
+            "models": list(service.models.stages),
+            "requests": service.queue.inside,
+        }
+
+
+def warm_up(service: Service) -> None:
     """Start the decoding processes' server, compile the fusion and fill the models' caches with a blank image."""
-    data = io.BytesIO()
-    data.write(shrink(np.tile(np.arange(256, dtype=np.uint8), (256, 1))))
-    data.seek(0)
-    models.predict([read_upload(data, limits)], pictures=True)
+    gradient = preview_jpeg(np.tile(np.arange(256, dtype=np.uint8), (256, 1)))
+    predict_study(service.models, [read_upload(io.BytesIO(gradient), service.limits)], pictures=True)
 
 
-def images(form: Request, limits: Limits) -> Iterator[np.ndarray]:
-    """The request's images, decoded one after the other. Raises Fault."""
-    files = [file for file in form.files.getlist("images") if file.filename]  # no name: none was chosen
-    if not files:
-        raise Fault("no_image", "No image was sent: choose at least one file.")
-    if len(files) > limits.images:
-        raise Fault(
-            "too_many_images", f"{len(files)} images were sent: send at most {limits.images}, all of one study."
-        )
-    return _decoded(files, limits)
+def render_page(service: Service, **shown: Any) -> str:
+    """The page as HTML; `shown` are the template's values that differ from those of the empty page."""
+    models = service.models
+    context = {
+        "models": {name: MODEL_NAMES[name] for name in models.box_models},
+        "study_columns": dict(zip(STUDY_LABELS, STUDY_COLUMNS, strict=True)),
+        "study_model": STUDY in models.stages,
+        "limits": service.limits,
+        "notice": NOTICE,
+        "version": __version__,
+        "weights": models.sources,
+        "result": None,
+        "error": None,
+        "model": models.box_models[-1] if models.box_models else None,
+        "threshold": THRESHOLD,
+        "heat": False,
+    }
+    return render_template("index.html", **{**context, **shown})
 
 
-def _decoded(files: list, limits: Limits) -> Iterator[np.ndarray]:
-    for number, file in enumerate(files, 1):
-        yield read_upload(file.stream, limits, f"Image {number}" if len(files) > 1 else "The image")
+def predict_files(service: Service, files: list[FileStorage], pictures: bool) -> dict[str, Any]:
+    """The result of the images in a request's files, with each image's `name` as the client sent it, the number of
+    `files_left_out` of zips, and the `weights` that predicted. Raises RequestError."""
+    with hold_upload(streams(files), service.limits) as upload:
+        result = predict_study(service.models, decode_upload(upload, service.limits), pictures)
+    for entry, image in zip(result["images"], upload.images, strict=True):
+        entry["name"] = image.name
+    return {**result, "files_left_out": upload.left_out, "weights": list(service.models.sources)}
 
 
-def choice(form: Request, models: Models) -> str | None:
-    """The field `model`, None where it is absent or empty. Raises Fault."""
-    name = form.form.get("model") or None
-    if name is not None and name not in models.choices:
-        offered = ", ".join(models.choices) or "none, since this server has no detector"
-        raise Fault("bad_value", f"There is no such model here: choose one of {offered}.")
-    return name
+def streams(files: list[FileStorage]) -> list[tuple[BinaryIO, str]]:
+    """Each file's bytes and name."""
+    return [(file.stream, file.filename or "") for file in files]
 
 
-def threshold(form: Request, default: float) -> float:
-    """The field `threshold`. Raises Fault."""
-    text = form.form.get("threshold") or str(default)
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise Fault("bad_value", "The threshold must be a number from 0 to 1.")
-    return value
+def select_boxes(result: dict[str, Any], model: str | None, threshold: float) -> dict[str, Any]:
+    """A result with the boxes of one model alone (None: of all) that score `threshold` or more."""
+    models = [model] if model else result["models"]
+    images = []
+    for image in result["images"]:
+        boxes = {name: [box for box in image["boxes"][name] if box["score"] >= threshold] for name in models}
+        images.append({**image, "none": {name: image["none"][name] for name in models}, "boxes": boxes})
+    return {**result, "models": models, "images": images}
 
 
-def flag(form: Request, name: str) -> bool:
-    """A field that is 0 or 1; absent is 0. Raises Fault."""
-    text = form.form.get(name) or "0"
-    if text not in ("0", "1"):
-        raise Fault("bad_value", f"The field {name} must be 0 or 1.")
-    return text == "1"
-
-
-def as_fault(error: Exception, limits: Limits) -> Fault:
-    """What the client is told. The log gets the place in our code, never the message, which may quote the upload."""
-    if isinstance(error, Fault):
-        return error
-    if isinstance(error, RequestEntityTooLarge):
-        return Fault("too_large", f"That is too much at once: send at most {limits.megabytes} MB in all.")
-    if isinstance(error, HTTPException) and (error.code or 500) < 500:
-        known = {404: ("not_found", "There is no such page."), 405: ("wrong_method", "That is not how this is asked.")}
-        return Fault(*known.get(error.code, ("bad_request", "The request cannot be read: send a multipart form.")))
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    logger.error("%s at %s:%s", type(error).__name__, place.filename, place.lineno)
-    return Fault("internal", "The server failed on this image; nothing was kept of it.")
-
-
-def _without_pictures(result: dict) -> dict:
+def without_pictures(result: dict[str, Any]) -> dict[str, Any]:
     """The result for the page's script and its download: the pictures are in the page already."""
     images = [{k: v for k, v in image.items() if k not in ("preview", "heatmap")} for image in result["images"]]
     return {**result, "images": images}
+
+
+def downloads(result: dict[str, Any]) -> dict[str, str]:
+    """File name -> data: address of each file that the page offers of a result; they need no script."""
+    files = {name: (MEDIA_TYPES[name], result_file(name, result)) for name in MEDIA_TYPES}
+    whole = json.dumps(without_pictures(result), indent=2, ensure_ascii=False)
+    files["result.json"] = "application/json", whole
+    return {name: data_url(media_type, text.encode()) for name, (media_type, text) in files.items()}
+
+
+def add_headers(response: Response) -> Response:
+    """Headers that keep the page to itself and out of caches."""
+    response.headers.update(HEADERS)
+    return response
+
+
+def answer_error(service: Service, error: Exception) -> tuple[str | Response, int, dict[str, str]]:
+    """An exception as an answer: the page where the page was asked for, else JSON."""
+    known = as_request_error(error, service.limits)
+    if request.path == "/" and known.code != "wrong_method":
+        answer = render_page(service, error=known)
+    else:
+        answer = jsonify({"error": {"code": known.code, "message": known.message}})
+    return answer, known.status, {"Retry-After": str(RETRY_AFTER)} if known.code == "busy" else {}
+
+
+def as_request_error(error: Exception, limits: Limits) -> RequestError:
+    """What the client is told. The log gets the place in our code, never the message, which may quote the upload."""
+    if isinstance(error, RequestError):
+        return error
+    if isinstance(error, RequestEntityTooLarge):
+        return RequestError("too_large", f"That is too much at once: send at most {limits.megabytes} MB in all.")
+    if isinstance(error, HTTPException) and (error.code or 500) < 500:
+        if error.code == 404:
+            return RequestError("not_found", "There is no such page.")
+        if error.code == 405:
+            return RequestError("wrong_method", "This address is asked with another method: see docs/web.md.")
+        return RequestError("bad_request", "The request cannot be read: send a multipart form.")
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    logger.error("%s at %s:%s", type(error).__name__, place.filename, place.lineno)
+    return RequestError("internal", "The server failed on this image; nothing was kept of it.")

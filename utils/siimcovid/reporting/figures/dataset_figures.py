@@ -1,6 +1,6 @@
 """Pictures of what a data set holds: the report's Figures 1, 2 and 4 to 6, and the sizes around them.
 
-In: the counts of statistics.py. Out: Figures of one picture each.
+In: the counts of data/dataset_statistics.py. Out: Figures of one axis each.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from siimcovid.reporting.figures.figure_style import ACCENT, INK, LETTERS, SIZE, bars, finish, grid, say_nothing
+from siimcovid.reporting.figures.figure_style import ACCENT, INK, LETTERS, SIZE, bars, empty_axis, finish, grid
 
 #: Side of the map of box positions, in cells.
 CELLS = 48
@@ -38,12 +38,12 @@ def box_count_chart(boxes_per_image: Mapping[int, int]) -> Figure:
 def box_size_histogram(boxes: pd.DataFrame) -> Figure:
     """Boxes by the share of the image that they cover, with the median: the report's Figure 6.
 
-    boxes: as statistics.box_table gives it.
+    boxes: as dataset_statistics.box_table gives it.
     """
     figure, (axis,) = grid(1)
     finish(axis, "Box sizes", "area, % of the image", "boxes")
     if boxes.empty:
-        say_nothing(axis, "no boxes")
+        empty_axis(axis, "no boxes")
         return figure
     area = 100 * boxes["area"].to_numpy()
     axis.hist(area, bins=np.linspace(0, max(1.0, np.quantile(area, 0.995)), 41), color=ACCENT)
@@ -60,7 +60,7 @@ def box_position_map(boxes: Sequence[Sequence[Sequence[float]]]) -> Figure:
     figure, (axis,) = grid(1)
     finish(axis, "Where the boxes lie", "left to right of the image", "bottom to top", lines="")
     if len(corners) == 0:
-        say_nothing(axis, "no boxes")
+        empty_axis(axis, "no boxes")
         return figure
     centres = (np.arange(CELLS) + 0.5) / CELLS
     x1, y1, x2, y2 = corners.T[:, :, None]
@@ -79,11 +79,11 @@ def box_position_map(boxes: Sequence[Sequence[Sequence[float]]]) -> Figure:
 
 def image_size_chart(sizes: Sequence[Sequence[int]]) -> Figure:
     """Images by columns and rows, the dot's area their number; sizes: [rows, columns, images] of
-    statistics.describe."""
+    dataset_statistics.describe."""
     figure, (axis,) = grid(1)
     finish(axis, "Image sizes", "columns, pixels", "rows, pixels", lines="both")
     if not len(sizes):
-        say_nothing(axis, "no sizes known")
+        empty_axis(axis, "no sizes known")
         return figure
     rows, columns, images = np.array(sizes, dtype=float).T
     axis.scatter(columns, rows, s=8 + 400 * images / images.max(), color=ACCENT, alpha=0.35, lw=0)

@@ -1,4 +1,4 @@
-"""What all pictures share: colours, names of the models, and axes without clutter."""
+"""What all figures share: colours, names of the models, and axes without clutter."""
 
 from collections.abc import Sequence
 
@@ -83,8 +83,8 @@ def legend(axis: Axes) -> None:
         )
 
 
-def say_nothing(axis: Axes, text: str) -> None:
-    """Write in the middle of an empty picture why it is empty."""
+def empty_axis(axis: Axes, text: str) -> None:
+    """Write the reason in the middle of an axis that has nothing to draw."""
     axis.text(0.5, 0.5, text, ha="center", va="center", color=INK, fontsize=LETTERS, transform=axis.transAxes)
 
 

@@ -20,13 +20,13 @@ def gallery(
     models: Sequence[str] | None = None,
     threshold: float = 0.2,
 ) -> Figure:
-    """Images side by side with the boxes of the truth and of each model (report, figure 16).
+    """Images side by side with the boxes of the ground truth and of each model (report, figure 16).
 
     Args:
         folder: the cache.
         images: rows of the index, one line of pictures each.
-        detections: see predict.py.
-        truth: image_id and boxes (lists of xyxy fractions), or None.
+        detections: the detections table, see inference/predictor.py.
+        truth: image_id and boxes (lists of xyxy fractions), or None for no column of the ground truth.
         models: a column of pictures each; by default the detectors that found something, and the ensemble.
         threshold: boxes of a lower score are not drawn.
     """
@@ -35,7 +35,7 @@ def gallery(
     columns = [TRUTH, *models] if truth is not None else list(models)
     figure = Figure(figsize=(2.6 * len(columns), 2.3 * len(images)), layout="constrained")
     axes = figure.subplots(len(images), len(columns), squeeze=False)
-    answers = {} if truth is None else dict(zip(truth["image_id"], truth["boxes"], strict=True))
+    true_boxes = {} if truth is None else dict(zip(truth["image_id"], truth["boxes"], strict=True))
     for line, image_id in zip(axes, images["image_id"], strict=True):
         pixels = image_cache.read(folder, image_id)
         for axis, name in zip(line, columns, strict=True):
@@ -43,7 +43,7 @@ def gallery(
             axis.set_axis_off()
             axis.set_title(name, fontsize=9)
             if name == TRUTH:
-                boxes = [(box, None) for box in answers.get(image_id, [])]
+                boxes = [(box, None) for box in true_boxes.get(image_id, [])]
             else:
                 found = detections[(detections["image_id"] == image_id) & (detections["model"] == name)]
                 found = found[found["score"] >= threshold]

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from siimcovid.data import dataset_statistics
+from siimcovid.evaluation import report_tables
 from siimcovid.reporting.figures.dataset_figures import (
     box_count_chart,
     box_position_map,
@@ -16,10 +17,12 @@ from siimcovid.reporting.figures.dataset_figures import (
     tally_chart,
 )
 from siimcovid.reporting.figures.score_figures import calibration, confusion, f1_curves, precision_recall
+from siimcovid.reporting.run_folder import evaluate_run, read_run
 
 
 def data_charts(images: pd.DataFrame) -> list[Figure]:
-    """The train part's study labels, boxes per image, and the boxes' sizes and places (report, figures 4 to 6)."""
+    """Study labels, boxes per image, and the sizes and positions of the boxes of an index's train split (report,
+    figures 4 to 6); none without a train split."""
     train = images[images["split"] == "train"]
     if train.empty:
         return []
@@ -33,10 +36,8 @@ def data_charts(images: pd.DataFrame) -> list[Figure]:
 
 
 def evaluation_charts(folder: Path | str) -> list[Figure | pd.DataFrame]:
-    """Table 1 and Table 2 of the report and the curves behind them, for every model of a run's folder."""
-    from siimcovid.evaluation import report_tables
-    from siimcovid.reporting.run_folder import evaluate_run, read_run
-
+    """Table 1 and Table 2 of the report and the curves behind them, for every model of a run's folder; none without
+    ground truth, or before the run has finished."""
     evaluations = evaluate_run(read_run(folder))
     if not evaluations:
         return []

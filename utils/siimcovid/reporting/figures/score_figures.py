@@ -1,4 +1,7 @@
-"""Pictures of evaluations (evaluate.py): precision-recall, F1, confusion, calibration, each model in its colour."""
+"""Figures of evaluations (evaluation/report_tables.py): precision-recall, F1, confusion, calibration; a colour a model.
+
+In: an Evaluation of each model, the ensemble last. Out: matplotlib Figures.
+"""
 
 from collections.abc import Sequence
 
@@ -16,11 +19,11 @@ from siimcovid.reporting.figures.figure_style import (
     INK,
     LETTERS,
     MODEL_NAMES,
+    empty_axis,
     finish,
     grid,
     legend,
     line_style,
-    say_nothing,
 )
 
 #: Corners of a curve beyond which it is thinned; more cannot be seen.
@@ -34,7 +37,7 @@ def precision_recall(evaluations: Sequence[Evaluation], classes: Sequence[str] =
         finish(axis, label, "recall", "precision", lines="both")
         axis.set(xlim=(0, 1.01), ylim=(0, 1.03))
         if evaluations and evaluations[0].matches[label].truths == 0:
-            say_nothing(axis, f"the truth has no {label}")
+            empty_axis(axis, f"the ground truth has no {label}")
             continue
         for name, style, evaluation in _lines(evaluations, label):
             recall, precision = _thinned(*recall_and_precision(evaluation.matches[label]))
@@ -51,7 +54,7 @@ def precision_recall(evaluations: Sequence[Evaluation], classes: Sequence[str] =
 
 
 def _lines(evaluations: Sequence[Evaluation], label: str) -> list[tuple[str, dict, Evaluation]]:
-    """Name, style and evaluation of each line; where all models say the same, one line: the detectors of a run share
+    """Name, style and evaluation of each line; one line where all models predict the same: the detectors of a run share
     their study model."""
     first = evaluations[0].matches[label] if evaluations else None
     same = all(
@@ -98,7 +101,7 @@ def f1_curves(evaluations: Sequence[Evaluation]) -> Figure:
     return figure
 
 
-def confusion(matrix: Sequence[Sequence[int]], title: str = "Study labels: truth and prediction") -> Figure:
+def confusion(matrix: Sequence[Sequence[int]], title: str = "Study labels: ground truth and prediction") -> Figure:
     """The report's Figure 18: studies by true study label (down) and most confident study label (across), and their
     row's share."""
     counts = np.asarray(matrix, dtype=int)
@@ -122,13 +125,13 @@ def confusion(matrix: Sequence[Sequence[int]], title: str = "Study labels: truth
 
 
 def calibration(evaluations: Sequence[Evaluation], classes: Sequence[str] = CLASSES) -> Figure:
-    """The reliability diagram of each class: how often what was said with a confidence is true, and its ECE.
+    """The reliability diagram of each class: how often predictions of a confidence are right, and its ECE.
 
     The dot's area is the number of predictions in its bin. Opacity counts boxes from Table 1's threshold up.
     """
     figure, axes = grid(len(classes))
     for axis, label in zip(axes, classes, strict=True):
-        finish(axis, f"{label}, with ECE", "confidence", "share that is true", lines="both")
+        finish(axis, f"{label}, with ECE", "confidence", "share that is right", lines="both")
         axis.set(xlim=(-0.02, 1.02), ylim=(-0.03, 1.05))
         axis.plot([0, 1], [0, 1], color=INK, lw=0.8, linestyle=(0, (1, 3)))
         for name, style, evaluation in _lines(evaluations, label):

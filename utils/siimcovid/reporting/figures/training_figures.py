@@ -1,6 +1,6 @@
-"""Pictures of how a run went: learning curves of its stages, and the time of its steps.
+"""Figures of how a run went: learning curves of its stages, and the time of its steps.
 
-In: the `<stage>.metrics.csv` that train.py writes, a row per epoch. Out: Figures.
+In: the `<stage>.metrics.csv` that training writes beside the weights, a row per epoch. Out: Figures.
 """
 
 from collections.abc import Mapping

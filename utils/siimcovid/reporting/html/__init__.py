@@ -1,6 +1,5 @@
 """One self-contained HTML page of a run, of a data set, or of both.
 
-In: a run's folder as pipeline.py leaves it (run_folder.py reads it), or an index. Out: sections (blocks.py) of tables,
-SVG pictures and images, laid out by templates/report.html. Whatever is missing is said on the page, and the same input
-gives the same bytes.
+In: a run's folder, read by reporting/run_folder.py, or an index. Out: sections (page_blocks.py) of tables, SVG figures
+and images, laid out by templates/report.html. The page says what is missing, and the same input gives the same bytes.
 """

@@ -38,7 +38,13 @@ def _tally_picture(name: str, title: str, counts: dict[str, int], unit: str, cap
 
 
 def _competition_blocks(train: pd.DataFrame) -> list:
+    """Tables and figures of the train split of an index."""
     counts = describe(train)
+    blocks = [_totals_table(counts), Pictures(_competition_pictures(train, counts))]
+    return [*blocks, *_box_tables(counts)] if counts["boxes"] else blocks
+
+
+def _totals_table(counts: dict) -> Table:
     totals = [
         ["images", f"{counts['images']:,}"],
         ["studies", f"{counts['studies']:,}"],
@@ -49,60 +55,59 @@ def _competition_blocks(train: pd.DataFrame) -> list:
     ]
     if counts["sizes"]:
         totals.append(["commonest rows x columns", ", ".join(f"{r} x {c} ({n:,})" for r, c, n in counts["sizes"][:4])])
-    study_labels = {name: n for name, n in counts["study_labels"].items() if n}
-    boxes = box_table(train["boxes"])
-    pictures = [
-        Picture(
-            inline(
-                figures.tally_chart("Study labels of the studies", counts["study_labels"], "studies"),
-                "study labels-tally",
-                f"Studies by study label: {_tally(study_labels)}",
-            ),
+    return Table("Counts of the train part", ["", ""], totals)
+
+
+def _competition_pictures(train: pd.DataFrame, counts: dict) -> list[Picture]:
+    study_labels, per_image = counts["study_labels"], counts["boxes_per_image"]
+    drawn = [
+        (
+            figures.tally_chart("Study labels of the studies", study_labels, "studies"),
+            "study-labels",
+            f"Studies by study label: {_tally({name: n for name, n in study_labels.items() if n})}",
             "Report, Figure 4.",
         ),
-        Picture(
-            inline(
-                figures.box_count_chart(counts["boxes_per_image"]),
-                "box-count",
-                f"Images by number of boxes: {_tally(counts['boxes_per_image'])}",
-            ),
+        (
+            figures.box_count_chart(per_image),
+            "box-count",
+            f"Images by number of boxes: {_tally(per_image)}",
             "Report, Figure 5: 0 is its NaN, an image without a box.",
         ),
-        Picture(
-            inline(figures.box_size_histogram(boxes), "box-size", f"Box areas, {_quantiles(counts, 'area')}"),
+        (
+            figures.box_size_histogram(box_table(train["boxes"])),
+            "box-size",
+            f"Box areas, {_quantiles(counts, 'area')}",
             "Report, Figure 6: boxes by the share of the image that they cover.",
         ),
-        Picture(
-            inline(
-                figures.box_position_map(train["boxes"].tolist()),
-                "box-map",
-                f"Map of box positions; centres: x {_quantiles(counts, 'centre_x')}",
-            ),
+        (
+            figures.box_position_map(train["boxes"].tolist()),
+            "box-map",
+            f"Map of box positions; centres: x {_quantiles(counts, 'centre_x')}",
             "How often each place lies in a box. The image's left is the patient's right.",
         ),
-        Picture(
-            inline(
-                figures.image_size_chart(counts["sizes"]),
-                "image-size",
-                f"Image sizes: {len(counts['sizes'])} different ones",
-            ),
+        (
+            figures.image_size_chart(counts["sizes"]),
+            "image-size",
+            f"Image sizes: {len(counts['sizes'])} different ones",
             "Rows and columns of the images, the dot's area their number.",
         ),
     ]
-    blocks = [Table("Counts of the train part", ["", ""], totals), Pictures(pictures)]
-    if counts["boxes"]:
-        most = sorted({n for tally in counts["boxes_per_study_label"].values() for n in tally})
-        rows = [
-            [study_label, *(f"{tally.get(n, 0):,}" for n in most)]
-            for study_label, tally in counts["boxes_per_study_label"].items()
-        ]
-        note = "Annotated images only: a repeat of an image with boxes was not looked at."
-        blocks.append(Table("Images by study label and number of boxes", ["study_label", *map(str, most)], rows, note))
-        parts = ("width", "height", "area", "centre_x", "centre_y")
-        rows = [[name.replace("_", " "), *(f"{value:.3f}" for value in counts[f"box_{name}"])] for name in parts]
-        title = "Boxes, as fractions of the image"
-        blocks.append(Table(title, ["", "5 % are below", "median", "95 % are below"], rows))
-    return blocks
+    return [Picture(inline(figure, name, alt), caption) for figure, name, alt, caption in drawn]
+
+
+def _box_tables(counts: dict) -> list[Table]:
+    """Images by study label and number of boxes, and the quantiles of the boxes' sizes and centres."""
+    most = sorted({n for tally in counts["boxes_per_study_label"].values() for n in tally})
+    rows = [
+        [study_label, *(f"{tally.get(n, 0):,}" for n in most)]
+        for study_label, tally in counts["boxes_per_study_label"].items()
+    ]
+    note = "Annotated images only: a repeat of an image with boxes was not annotated."
+    by_label = Table("Images by study label and number of boxes", ["study label", *map(str, most)], rows, note)
+    parts = ("width", "height", "area", "centre_x", "centre_y")
+    rows = [[name.replace("_", " "), *(f"{value:.3f}" for value in counts[f"box_{name}"])] for name in parts]
+    quantiles = ["", "5 % are below", "median", "95 % are below"]
+    return [by_label, Table("Boxes, as fractions of the image", quantiles, rows)]
 
 
 def _tally(counts: dict) -> str:

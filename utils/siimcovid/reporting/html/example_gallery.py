@@ -1,4 +1,4 @@
-"""The gallery: the best, the worst and the most confident errors, each image with the truth and every model's boxes.
+"""The gallery: the best, the worst and the most confident errors, each image with the true and every model's boxes.
 
 In: a RunFolder. Out: groups of Examples. The report's Figure 16 shows five images at random; here the ensemble's boxes
 choose them. For an image with true boxes, quality is the mean over them of the confidence with which each was found (0
@@ -31,7 +31,7 @@ LABEL = (44, 20)
 
 
 class Verdict(NamedTuple):
-    """One image's boxes beside the truth."""
+    """How well one image's boxes fit the ground truth."""
 
     image_id: str
     quality: float
@@ -77,12 +77,18 @@ def choose(rows: Sequence[Verdict], wrong_labels: Sequence[str]) -> dict[str, li
 TITLES = {
     "best": ("Best", "True boxes found with the highest confidence and nothing else marked."),
     "worst": ("Worst", "True boxes missed, or found with little confidence beside false ones."),
-    "false": ("Most confident false boxes", "Images with the ensemble's surest boxes that the truth does not have."),
+    "false": (
+        "Most confident false boxes",
+        "Images with the ensemble's most confident boxes that the ground truth does not have.",
+    ),
     "study_label": (
         "Most confident wrong study labels",
-        "Images of studies whose study label the study model is sure of, and wrong.",
+        "Images of studies for which the study model gives a wrong study label a high probability.",
     ),
-    "sure": ("Most confident boxes", "There are no answers, so these are the images with the ensemble's surest boxes."),
+    "no_truth": (
+        "Most confident boxes",
+        "There is no ground truth, so these are the images with the ensemble's most confident boxes.",
+    ),
 }
 
 
@@ -96,7 +102,7 @@ def example_groups(run: RunFolder) -> list[Examples]:
     if run.ground_truth is None:
         best = found.groupby("image_id")["score"].max()
         order = sorted(best.index, key=lambda image_id: (-best[image_id], image_id))
-        chosen = {"sure": order[:SHOWN]}
+        chosen = {"no_truth": order[:SHOWN]}
     else:
         sizes = {
             i: (rows, columns) for i, rows, columns in zip(tests.index, tests["rows"], tests["columns"], strict=True)
@@ -119,14 +125,14 @@ def example_groups(run: RunFolder) -> list[Examples]:
 def _wrong_labels(
     run: RunFolder, tests: pd.DataFrame, true_study_labels: dict[str, str], prepared: set[str]
 ) -> list[str]:
-    """The first image of each study whose most probable study label is not the true one, the surest first."""
+    """The first image of each study whose most probable study label is not the true one, the most probable first."""
     if run.study_probs is None:
         return []
     wrong = []
     for study, *values in run.study_probs[["study_id", *STUDY_LABELS]].itertuples(index=False):
-        said = STUDY_LABELS[int(np.argmax(values))]
+        predicted = STUDY_LABELS[int(np.argmax(values))]
         images = [image_id for image_id in tests.index[tests["study_id"] == study] if image_id in prepared]
-        if images and study in true_study_labels and true_study_labels[study] != said:
+        if images and study in true_study_labels and true_study_labels[study] != predicted:
             wrong.append((-max(values), images[0]))
     return [image_id for _, image_id in sorted(wrong)]
 
@@ -136,8 +142,8 @@ def _label_words(run: RunFolder, tests: pd.DataFrame, true_study_labels: dict[st
     words = f"true study label {true_study_labels[study]}" if study in true_study_labels else ""
     if run.study_probs is not None and (rows := run.study_probs[run.study_probs["study_id"] == study]).shape[0]:
         probabilities = rows.iloc[0][list(STUDY_LABELS)].astype(float)
-        said = f"said {probabilities.idxmax()} at {probabilities.max():.2f}"
-        words = f"{words}, {said}" if words else said
+        predicted = f"predicted {probabilities.idxmax()} at {probabilities.max():.2f}"
+        words = f"{words}, {predicted}" if words else predicted
     return words
 
 
@@ -163,7 +169,10 @@ def _example(
 
 
 def _panel(name: str, rows: Sequence[Sequence[float]], width: int, height: int, form: str) -> Panel:
-    """A panel of boxes (score, x1, y1, x2, y2), the surest first; form: how a score is written, "" for not at all."""
+    """A panel of boxes (score, x1, y1, x2, y2), the highest score first.
+
+    form: how a score is written, "" for not at all.
+    """
     title = MODEL_NAMES.get(name, name)
     boxes, labels = [], []
     for score, x1, y1, x2, y2 in rows:
@@ -173,13 +182,13 @@ def _panel(name: str, rows: Sequence[Sequence[float]], width: int, height: int, 
             labels.append((*place, form.format(score)))
     scores = ", ".join(form.format(row[0]) for row in rows) if form else ""
     alt = f"{title}: {len(rows)} box{'' if len(rows) == 1 else 'es'}" + (f" of confidence {scores}" if scores else "")
-    return Panel(name, title, boxes[::-1], labels, alt)  # the surest is drawn last, on top
+    return Panel(name, title, boxes[::-1], labels, alt)  # the highest score is drawn last, on top
 
 
 def _free_place(
     box: tuple[float, float, float, float], labels: Sequence, width: int, height: int
 ) -> tuple[float, float] | None:
-    """Where a box's label hides no surer one: in one of its corners, or nowhere."""
+    """Where a box's score hides none of a higher one: in one of its corners, or nowhere."""
     x, y, w, h = box
     for left in (x + 4, x + w - LABEL[0] - 4):
         for base in (y + LABEL[1], y + h - 6):

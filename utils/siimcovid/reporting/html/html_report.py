@@ -61,19 +61,19 @@ def data_page(name: str, images: pd.DataFrame | None, nih: Path | None = None, r
 
 def _results(run: RunFolder, threshold: float) -> tuple[list[Evaluation], list[Section]]:
     if not run.finished:
-        said = "This run has not come to its submissions; submission.csv holds the train set's frequencies so far."
-        return [], [no_scores(said)]
+        reason = "This run has not come to its submissions; submission.csv holds the train set's frequencies so far."
+        return [], [no_scores(reason)]
     if run.ground_truth is None:
         recorded = run.folder / "scores.json"
         if recorded.is_file():
             table = recorded_scores(json.loads(recorded.read_text(encoding="utf-8")))
             return [], [Section("scores", "Official score", [table])]
-        said = "No answers lie beside the competition, so nothing can be scored; name their folder with --ground-truth."
-        return [], [no_scores(said)]
+        reason = "No ground truth lies beside the competition; name its folder with --ground-truth to score the run."
+        return [], [no_scores(reason)]
     try:
         evaluations = evaluate_run(run, threshold)
     except InputError as error:
-        return [], [no_scores(f"The submissions and the answers do not fit: {error}")]
+        return [], [no_scores(f"The submissions and the ground truth do not fit: {error}")]
     if not evaluations:
         return [], [no_scores("The run's submissions are gone.")]
     return evaluations, result_sections(evaluations)
@@ -81,14 +81,14 @@ def _results(run: RunFolder, threshold: float) -> tuple[list[Evaluation], list[S
 
 def _gallery(run: RunFolder) -> list[Section]:
     lead = (
-        "Each image with the truth and the boxes of each model, with their confidence, from "
+        "Each image with the ground truth and the boxes of each model, with their confidence, from "
         f"{THRESHOLD:g} up. The ensemble's boxes chose the images."
     )
     groups = example_groups(run)
     if not groups:
-        said = "The run has detected nothing yet." if run.detections is None else "The prepared images are gone."
-        return [Section("images", "ImageDataset", [Note(said)])]
-    return [Section("images", "ImageDataset", groups, lead)]
+        reason = "The run has detected nothing yet." if run.detections is None else "The prepared images are gone."
+        return [Section("images", "Images", [Note(reason)])]
+    return [Section("images", "Images", groups, lead)]
 
 
 def _cards(run: RunFolder, evaluations: Sequence[Evaluation]) -> list[tuple[str, str]]:

@@ -19,7 +19,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure: inline SVG (see svg.inline) with its caption."""
+    """A figure: inline SVG (see inline_svg.py) with its caption."""
 
     svg: Markup
     caption: str = ""
@@ -66,7 +66,7 @@ class Details:
 
 @dataclass(frozen=True)
 class Panel:
-    """An image with one party's boxes, in units of the image's symbol."""
+    """An image with the boxes of the ground truth or of one model, in units of the image's symbol."""
 
     name: str  # truth, rcnn, yolo, ensemble, …: the colour
     title: str

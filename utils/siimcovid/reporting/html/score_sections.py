@@ -1,4 +1,4 @@
-"""The sections about how good the answers are: official score, Table 1, Table 2, curves and calibration."""
+"""The sections about how good the predictions are: official score, Table 1, Table 2, curves and calibration."""
 
 from collections.abc import Sequence
 
@@ -38,8 +38,8 @@ def _scores(evaluations: Sequence[Evaluation]) -> Section:
 
 
 def _curve_alt(evaluations: Sequence[Evaluation], name: str) -> str:
-    said = ", ".join(f"{model_name(e.name)} {e.scores[name]:.3f}" for e in evaluations)
-    return f"Precision-recall curve of {name}; average precision: {said}"
+    scores = ", ".join(f"{model_name(e.name)} {e.scores[name]:.3f}" for e in evaluations)
+    return f"Precision-recall curve of {name}; average precision: {scores}"
 
 
 def _boxes(evaluations: Sequence[Evaluation]) -> Section:
@@ -53,12 +53,12 @@ def _boxes(evaluations: Sequence[Evaluation]) -> Section:
         best="row",
     )
     best = {e.name: max(zip(*_f1(e), strict=True), key=lambda pair: pair[1], default=(0, 0)) for e in evaluations}
-    said = "; ".join(f"{model_name(name)} {f1:.3f} from {at:.2f}" for name, (at, f1) in best.items())
+    highest = "; ".join(f"{model_name(name)} {f1:.3f} from {at:.2f}" for name, (at, f1) in best.items())
     caption = (
-        f"How F1 depends on the threshold. Highest on these answers: {said}. Those thresholds are fitted to the "
-        "answers they are measured on, so they are upper bounds and not results."
+        f"How F1 depends on the threshold. Highest on this ground truth: {highest}. Those thresholds are fitted to "
+        "the ground truth they are measured on, so they are upper bounds and not results."
     )
-    picture = Picture(inline(figures.f1_curves(evaluations), "f1", f"F1 over the threshold. {said}"), caption)
+    picture = Picture(inline(figures.f1_curves(evaluations), "f1", f"F1 over the threshold. {highest}"), caption)
     return Section("boxes", "Boxes", [Beside(table, Pictures([picture]))])
 
 
@@ -88,18 +88,18 @@ def _study_labels(evaluations: Sequence[Evaluation]) -> Section:
             Picture(picture, "Studies by true study label (rows) and predicted study label, with the row's share.")
         )
     table = number_table("Table 2: study labels of the studies", numbers, note, best="" if same else "row")
-    return Section("study_labels", "Levels", [Beside(table, Pictures(pictures))])
+    return Section("study_labels", "Study labels", [Beside(table, Pictures(pictures))])
 
 
 def _calibration(evaluations: Sequence[Evaluation]) -> Section:
     pictures = []
     for name in CLASSES:
-        said = ", ".join(f"{model_name(e.name)} {e.calibration[name].error:.3f}" for e in evaluations)
-        alt = f"Reliability diagram of {name}; expected calibration error: {said}"
+        errors = ", ".join(f"{model_name(e.name)} {e.calibration[name].error:.3f}" for e in evaluations)
+        alt = f"Reliability diagram of {name}; expected calibration error: {errors}"
         pictures.append(Picture(inline(figures.calibration(evaluations, [name]), f"calibration-{name}", alt)))
     lead = (
-        "How often what a model says with a confidence is true. On the dotted line a confidence is a probability; "
-        "above it the model is too careful, below it too sure. The dot's area is the number of predictions. ECE, the "
+        "How often predictions of a confidence are right. On the dotted line a confidence is a probability; above it "
+        "the model is underconfident, below it overconfident. The dot's area is the number of predictions. ECE, the "
         "expected calibration error, is the mean distance from the line over ten bins. Opacity counts boxes from "
         f"confidence {evaluations[0].threshold:g} up. Average precision depends on the ranking only, not on this."
     )
@@ -107,12 +107,12 @@ def _calibration(evaluations: Sequence[Evaluation]) -> Section:
 
 
 def recorded_scores(scores: dict[str, dict[str, float | None]]) -> Table:
-    """The scoreboard of scores.json, for a run whose answers are not at hand any more."""
+    """The scoreboard of scores.json, for a run whose ground truth is not at hand any more."""
     rows = []
     for name, row in scores.items():
         values = [row.get(column) for column in (*CLASSES, "mean")]
         rows.append([model_name(name), *("–" if value is None else f"{value:.3f}" for value in values)])
-    note = "As the run recorded it; the answers themselves are not at hand now, so there are no curves."
+    note = "As the run recorded it; the ground truth is not at hand now, so there are no curves."
     return Table("Average precision of each model", ["model", *CLASSES, "mean"], rows, note)
 
 

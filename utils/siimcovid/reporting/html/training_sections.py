@@ -13,10 +13,10 @@ def training_section(run: RunFolder) -> Section:
     """Loss with its parts, validation metric and learning rate of every stage that this run trained."""
     tables = figures.read_metrics(run.folder / "weights")
     if not tables:
-        said = "This run trained nothing: it took its models from a weights folder (MODE infer)."
+        reason = "This run trained nothing: it took its models from a weights folder (MODE infer)."
         if run.facts.get("mode") != "infer":
-            said = "No stage has finished an epoch yet."
-        return Section("training", "Training", [Note(said)])
+            reason = "No stage has finished an epoch yet."
+        return Section("training", "Training", [Note(reason)])
     blocks = []
     for stage, table in tables.items():
         pictures = [
@@ -74,17 +74,17 @@ def trouble_section(run: RunFolder) -> Section:
         last = next(reversed(facts.get("seconds") or {}), "none")
         blocks.append(Note(f"The run has not come to its submissions; its last finished step: {last}.", warning=True))
     for row in facts.get("degraded") or []:
-        said = f"{row.get('step', '?')} failed: {row.get('reason', '?')}. Instead: {row.get('fallback', '?')}."
-        blocks.append(Note(said, warning=True))
+        message = f"{row.get('step', '?')} failed: {row.get('reason', '?')}. Instead: {row.get('fallback', '?')}."
+        blocks.append(Note(message, warning=True))
         if row.get("traceback"):
             blocks.append(Details(f"Traceback of {row.get('step', '?')}", str(row["traceback"]).splitlines()))
-    for said in facts.get("dropped") or []:
-        blocks.append(Note(f"Dropped to fit the hours: {said}", warning=True))
+    for choice in facts.get("dropped") or []:
+        blocks.append(Note(f"Dropped to fit the hours: {choice}", warning=True))
     if problems := facts.get("problems") or []:
         blocks.append(Details(f"What did not fit in the competition folder: {len(problems)}", list(map(str, problems))))
     if failures := facts.get("failures") or []:
         rows = [[str(row.get("image_id", "?")), str(row.get("reason", "?"))] for row in failures]
-        note = "The submission answers them by the train set's frequencies."
+        note = "Their rows in the submission are the train set's frequencies."
         blocks.append(Table(f"Images that could not be read: {len(rows)}", ["image", "reason"], rows, note))
     if not blocks:
         blocks.append(Note("Nothing: no step failed, nothing was dropped, and every image could be read."))

@@ -27,8 +27,8 @@ function element(name, attributes, text = "") {
   return node;
 }
 
-function complain(text) {
-  message.replaceChildren(...(text ? [element("p", { class: "fault" }, text)] : []));
+function showError(text) {
+  message.replaceChildren(...(text ? [element("p", { class: "error" }, text)] : []));
 }
 
 // --- choosing images -------------------------------------------------------------------------------------------------
@@ -63,22 +63,23 @@ async function preview() {
   list.replaceChildren();
   list.hidden = files.length === 0;
   status.textContent = "";
-  complain(fault(files));
+  showError(selectionError(files));
   if (message.textContent) return;
   const items = files.map((file, number) => {
     const item = element("li", {});
-    item.append(element("div", {}, `Film ${number + 1}: ${file.name}`));
+    item.append(element("div", {}, /\.zip$/i.test(file.name) ? `Zip: ${file.name}` : `Image ${number + 1}: ${file.name}`));
     list.append(item);
     return item;
   });
   for (const [number, file] of files.entries()) {
+    if (/\.zip$/i.test(file.name)) continue; // what is in it, the server will say
     const image = await pictureOf(file);
     if (mine !== choice) return;
     items[number].prepend(image);
   }
 }
 
-function fault(files) {
+function selectionError(files) {
   const { megabytes, images } = form.dataset;
   if (files.length > images) return `${files.length} images are chosen: send at most ${images}, all of one study.`;
   const size = files.reduce((sum, file) => sum + file.size, 0);
@@ -88,30 +89,30 @@ function fault(files) {
 
 // --- asking the server ----------------------------------------------------------------------------------------------
 
-async function ask(address, body, attempts, told = () => {}) {
+async function ask(address, body, attempts, onBusy = () => {}) {
   for (let attempt = 1; ; attempt++) {
     const answer = await fetch(address, { method: "POST", body });
     if (answer.status !== 503 || attempt >= attempts) return answer;
-    told();
+    onBusy();
     await pause(Number(answer.headers.get("Retry-After")) || 2);
   }
 }
 
 async function predict(event) {
   event.preventDefault();
-  const problem = fault([...input.files]);
-  complain(problem);
+  const problem = selectionError([...input.files]);
+  showError(problem);
   if (problem) return;
   button.disabled = true;
   form.setAttribute("aria-busy", "true");
-  status.textContent = "Looking at the images …";
+  status.textContent = "Predicting …";
   try {
-    const waits = () => { status.textContent = "The server is busy: waiting for our turn …"; };
-    const answer = await ask(form.action, new FormData(form), ATTEMPTS, waits);
+    const onBusy = () => { status.textContent = "The server is busy: waiting for our turn …"; };
+    const answer = await ask(form.action, new FormData(form), ATTEMPTS, onBusy);
     const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-    const said = page.getElementById("message");
-    if (!said) throw new Error("no page");
-    complain(said.textContent.trim());
+    const answered = page.getElementById("message");
+    if (!answered) throw new Error("no page");
+    showError(answered.textContent.trim());
     status.textContent = "";
     if (answer.ok) {
       result.replaceChildren(...page.getElementById("result").childNodes);
@@ -122,7 +123,7 @@ async function predict(event) {
     }
   } catch {
     status.textContent = "";
-    complain("The server gave no answer. It may have ended, or the images are more than it takes: try again.");
+    showError("The server gave no answer. It may have ended, or the images are more than it takes: try again.");
   } finally {
     button.disabled = false;
     form.removeAttribute("aria-busy");
@@ -256,11 +257,7 @@ result.addEventListener("mouseover", mark);
 result.addEventListener("click", (event) => {
   const clicked = event.target.closest("button");
   if (!clicked) return;
-  if (clicked.id === "save-json") {
-    save(new Blob([JSON.stringify(data, null, 2)], { type: "application/json" }), "result.json");
-  } else {
-    savePicture(clicked.closest(".image"));
-  }
+  savePicture(clicked.closest(".image"));
 });
 const drop = document.getElementById("drop");
 for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
