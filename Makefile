@@ -47,7 +47,6 @@ lint: .venv/installed  ## style and format
 clean:  ## remove what was made, the virtual environment included
 	rm -rf .venv runs
 
-.venv/installed: pyproject.toml requirements.lock
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -c requirements.lock -e '.[demo,test,web]'
+.venv/installed: pyproject.toml requirements.lock scripts/install.sh
+	PYTHON='$(PYTHON)' scripts/install.sh .venv demo,dicom-sr,test,web --editable
 	@touch $@
