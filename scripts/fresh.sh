@@ -54,7 +54,7 @@ exec env --ignore-environment \
     python3 --version
     make .venv/installed
     .venv/bin/python -c "import cv2, torch, yolov5, siimcovid.apps.command_line"
-    .venv/bin/python -m pytest tests/test_first_prediction.py
+    .venv/bin/python -m pytest tests/repository/test_first_prediction.py
     make quick
   '
 INSIDE

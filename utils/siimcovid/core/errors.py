@@ -7,3 +7,10 @@ class InputError(ValueError):
 
 class InstallationError(ImportError):
     """A library is missing or cannot be loaded: the message names it and the command that mends it."""
+
+
+#: For an interpreter {0}: takes both builds of OpenCV away and puts the one without windows back. They share files, so
+#: removing one of them breaks the other.
+MEND_OPENCV = (
+    "{0} -m pip uninstall -y opencv-python opencv-python-headless && {0} -m pip install opencv-python-headless"
+)

@@ -10,17 +10,14 @@ that do, import this one in their `__init__`.
 
 import sys
 
-from siimcovid.core.errors import InstallationError
-
-#: Takes both builds away and puts the one without windows back; they share files, so removing one breaks the other.
-MEND = "{0} -m pip uninstall -y opencv-python opencv-python-headless && {0} -m pip install opencv-python-headless"
+from siimcovid.core.errors import MEND_OPENCV, InstallationError
 
 
 def explanation(error: ImportError, interpreter: str = sys.executable) -> str:
     """The sentence for a failed `import cv2`, with the command for this interpreter."""
     if isinstance(error, ModuleNotFoundError) and error.name == "cv2":
         return f"OpenCV is not installed: {interpreter} -m pip install opencv-python-headless"
-    return f"OpenCV cannot be loaded here ({error}); its build without windows can: {MEND.format(interpreter)}"
+    return f"OpenCV cannot be loaded here ({error}); its build without windows can: {MEND_OPENCV.format(interpreter)}"
 
 
 try:
