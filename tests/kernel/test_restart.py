@@ -12,6 +12,8 @@ from siimcovid.models import checkpoints, weights_folder
 from siimcovid.synthetic.demo_competition import write_competition
 from support import restarts
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> tuple[Path, list[list[str]]]:

@@ -17,6 +17,8 @@ from siimcovid.models import checkpoints, weights_folder
 from siimcovid.training import train_stage
 from support.stages import BOX, Fixed, eight_images
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def cached_images(tmp_path) -> tuple:
