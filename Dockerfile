@@ -1,16 +1,14 @@
-# The web page on a CPU. The steps are scripts, which also run without Docker: docker/install.sh, demo-weights.sh, serve.sh.
+# The web page on a CPU. The steps are scripts, which also run without Docker: scripts/install.sh and docker/.
 #   docker compose up --build        or        docker build -t siimcovid . && docker run -p 127.0.0.1:5000:5000 siimcovid
 FROM python:3.11-slim-bookworm AS installed
-RUN apt-get update \
- && apt-get install -y --no-install-recommends libgl1 libglib2.0-0 \
- && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY pyproject.toml requirements.lock README.md ./
-COPY docker docker
+COPY scripts/install.sh scripts/
 COPY utils utils
 # --build-arg TORCH_INDEX=… names an index with torch's CPU wheels, gigabytes smaller than the default ones
 ARG TORCH_INDEX=
-RUN docker/install.sh /opt/siimcovid
+RUN PIP_NO_CACHE_DIR=1 UV_NO_CACHE=1 scripts/install.sh /opt/siimcovid demo,dicom-sr,web
+COPY docker docker
 
 # --build-arg DEMO=0 leaves the demo weights out, for who mounts their own.
 FROM installed AS demo

@@ -3,36 +3,60 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 SEED ?= 0
-WEIGHTS := runs/imagenet
+MINUTES ?= 10
+IMAGENET := runs/imagenet
+WEIGHTS := $(IMAGENET)
 DEMO := runs/competition-$(SEED)
 DATA ?= $(DEMO)
+is_demo := $(if $(subst $(DEMO),,$(DATA)),,yes)
+# a value as one word of the shell, whatever blanks and quotes it holds
+quoted = '$(subst ','\'',$(1))'
 # results of the demo lie in runs/demo (runs/demo-SEED for another seed), those of your folder in runs/<its name>
-RUN := runs/$(if $(filter $(DEMO),$(DATA)),demo$(if $(filter 0,$(SEED)),,-$(SEED)),$(notdir $(abspath $(DATA))))
+own_name = $(shell basename -- "$$(realpath -ms -- $(call quoted,$(DATA)))")
+RUN := runs/$(if $(is_demo),demo$(if $(filter 0,$(SEED)),,-$(SEED)),$(own_name))
+# one test process a core, each with one thread of the numeric libraries
+PROCESSES ?= $(shell n=$$(nproc); echo $$((n < 8 ? n : 8)))
+PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
+PARALLEL := -n $(PROCESSES) --dist loadfile
 
 export YOLO_OFFLINE := true
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: run test lint bench kaggle kaggle-check push clean
+.DEFAULT_GOAL := help
+.PHONY: help run test quick fuzz fresh lint bench kaggle kaggle-check push wheel lock clean
 
-run: .venv/installed $(WEIGHTS)/manifest.json  ## the notebook on the demo competition, or on DATA=FOLDER
-	$(if $(filter $(DEMO),$(DATA)),$(BIN)/siimcovid synthetic $(DATA) --seed $(SEED))
-	@mkdir -p $(RUN)
-	$(BIN)/papermill notebooks/siim_covid19.ipynb $(RUN)/siim_covid19.ipynb -k python3 --log-output --no-progress-bar \
-	  -p COMPETITION_DIR '$(DATA)' -p WEIGHTS_DIR $(WEIGHTS) -p OUTPUT_DIR '$(RUN)' -p PRESET small -p MODE finetune
-	@$(BIN)/siimcovid scoreboard '$(RUN)'
+help:  ## this list
+	@sed -n -E 's/^([a-z-]+):.*  ## (.*)/make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r verb does; do \
+	  printf '%-18s %s\n' "$$verb" "$$does"; done
 
-$(WEIGHTS)/manifest.json: .venv/installed
-	$(BIN)/siimcovid weights import efficientnet_lite0 --out $(WEIGHTS)
+run: .venv/installed $(if $(filter file,$(origin WEIGHTS)),$(IMAGENET)/manifest.json)  ## the notebook on the demo competition, or on DATA=FOLDER
+	$(if $(is_demo),$(BIN)/siimcovid synthetic $(DATA) --seed $(SEED))
+	@mkdir -p $(call quoted,$(RUN))
+	$(BIN)/papermill notebooks/siim_covid19.ipynb $(call quoted,$(RUN)/siim_covid19.ipynb) -k python3 --log-output --no-progress-bar \
+	  -p COMPETITION_DIR $(call quoted,$(DATA)) -p WEIGHTS_DIR $(call quoted,$(WEIGHTS)) -p OUTPUT_DIR $(call quoted,$(RUN)) -p PRESET small -p MODE finetune
+	@$(BIN)/siimcovid scoreboard $(call quoted,$(RUN))
 
-test: .venv/installed  ## all tests
-	$(BIN)/python -m pytest
+$(IMAGENET)/manifest.json: .venv/installed
+	$(BIN)/siimcovid weights import efficientnet_lite0 --out $(IMAGENET)
+
+test: .venv/installed  ## all tests that this machine can run, and what was left out
+	$(PYTEST) $(PARALLEL)
+
+quick: .venv/installed  ## the tests that take less than two minutes together
+	$(PYTEST) $(PARALLEL) -m 'not slow and not browser and not gpu'
+
+fuzz: .venv/installed  ## search for inputs that break the readers: MINUTES=30
+	FUZZ_MINUTES=$(MINUTES) $(PYTEST) tests/fuzz
+
+fresh:  ## install and test in a minimal Debian: SUITE=bookworm for another release; takes root and debootstrap
+	scripts/fresh.sh
 
 bench: .venv/installed  ## speed beside the plain way of doing it
 	@mkdir -p runs
 	TQDM_DISABLE=1 $(BIN)/siimcovid bench --out runs/bench.json
 
 kaggle: .venv/installed  ## the datasets and the kernel for Kaggle: OWNER=name once, WEIGHTS=FOLDER for other weights
-	$(BIN)/siimcovid kaggle build $(if $(OWNER),--owner '$(OWNER)') $(if $(filter file,$(origin WEIGHTS)),,--weights '$(WEIGHTS)')
+	$(BIN)/siimcovid kaggle build $(if $(OWNER),--owner $(call quoted,$(OWNER))) $(if $(filter file,$(origin WEIGHTS)),,--weights $(call quoted,$(WEIGHTS)))
 
 kaggle-check: .venv/installed  ## execute them as Kaggle would
 	$(BIN)/siimcovid kaggle check
@@ -45,10 +69,18 @@ lint: .venv/installed  ## style, format and which folder may import which
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-clean:  ## remove what was made, the virtual environment included
-	rm -rf .venv runs
+wheel: .venv/installed  ## the package as a wheel and a source archive in dist/, checked
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
 
-.venv/installed: pyproject.toml requirements.lock
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -c requirements.lock -e '.[demo,test,web]'
+lock: .venv/installed  ## bring requirements.lock up to date with pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --all-extras --no-annotate \
+	  --custom-compile-command 'make lock' pyproject.toml --output-file requirements.lock
+
+clean:  ## remove what was made, the virtual environment included
+	rm -rf .venv runs dist build
+
+.venv/installed: pyproject.toml requirements.lock scripts/install.sh
+	PYTHON=$(call quoted,$(PYTHON)) scripts/install.sh .venv demo,dicom-sr,test,web --editable
 	@touch $@

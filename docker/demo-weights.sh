@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Train small demo weights on a synthetic competition: docker/demo-weights.sh PREFIX OUT
-# PREFIX is what install.sh made; OUT must not exist. PHANTOM holds further options of `siimcovid synthetic`.
+# PREFIX is what scripts/install.sh made; OUT must not exist. SYNTHETIC holds further options of `siimcovid synthetic`.
 set -euo pipefail
 prefix=$(realpath "${1:?usage: docker/demo-weights.sh PREFIX OUT}")
 out=$(realpath -m "${2:?usage: docker/demo-weights.sh PREFIX OUT}")
@@ -9,7 +9,7 @@ export PATH="$prefix/bin:$PATH" YOLO_OFFLINE=true NO_ALBUMENTATIONS_UPDATE=1
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 # shellcheck disable=SC2086  # several words
-siimcovid synthetic "$work/competition" --seed 0 ${PHANTOM:-}
+siimcovid synthetic "$work/competition" --seed 0 ${SYNTHETIC:-}
 siimcovid weights import efficientnet_lite0 --out "$work/imagenet"
 mkdir "$work/run"
 papermill notebooks/siim_covid19.ipynb "$work/run/notebook.ipynb" -k python3 --no-log-output --no-progress-bar \

@@ -1,5 +1,7 @@
-"""Fixtures that several test files share."""
+"""Fixtures that several test files share, and what a run of the tests left out."""
 
+import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,3 +14,31 @@ def real() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real material at {folder.name}/ beside the repository")
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that two processes end together; what is for a GPU waits for one."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)  # a stable sort: the order within a file stays
+    gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu and not _has_gpu():
+        for item in gpu:
+            item.add_marker(pytest.mark.skip(reason="no GPU that PyTorch can use"))
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """What this run left out, and why: one line for each reason."""
+    reasons: Counter[str] = Counter()
+    for report in terminalreporter.stats.get("skipped", ()):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reasons[re.sub(r"^Skipped: ", "", reason)] += 1
+    if chosen := config.getoption("markexpr"):
+        terminalreporter.write_line(f"left out: all that is not '{chosen}'; `make test` runs it")
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"left out: {count} test{'s' * (count > 1)}, {reason}")

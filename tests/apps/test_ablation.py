@@ -164,6 +164,7 @@ def test_numbers_are_fitted_on_other_competitions(monkeypatch):
     assert seen[-1][-1] == {"b": 0}
 
 
+@pytest.mark.slow
 def test_the_command_for_real(tmp_path, capsys):
     """A tiny synthetic competition with every item, and a folder with the plain system and all that is kept."""
     folder = tmp_path / "image_rows"
@@ -196,6 +197,7 @@ def test_the_command_for_real(tmp_path, capsys):
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+@pytest.mark.slow
 def test_a_folder_without_answers_is_refused(tmp_path, capsys):
     folder = tmp_path / "image_rows"
     write_competition(folder, train_studies=3, test_studies=2, seed=5, scale=0.03)

@@ -45,6 +45,7 @@ def shake_norms(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [False, True], ids=["batch norm", "frozen batch norm"])
 @pytest.mark.parametrize("architecture", ["resnext101_32x8d", "efficientnet_lite0"])
 def test_folding_keeps_every_map(architecture, frozen):
@@ -98,6 +99,7 @@ def test_race_takes_turns():
     assert (found.baseline, found.ours) == (None, 7)
 
 
+@pytest.mark.slow
 def test_table_and_json(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(box_benchmarks, "IMAGES", 50)
     monkeypatch.setattr(box_benchmarks, "IMAGES_OF_METRIC", 20)

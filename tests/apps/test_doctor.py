@@ -71,6 +71,51 @@ def test_lock(around):
     assert finding.state == NOTE
     assert "1 packages differ" in finding.said
     assert "(locked 0.1)" in finding.said
+    (around.root / "requirements.lock").write_text(f"pandas=={here}\nnumpy==0.1 ; python_version < '3'\n")
+    assert check_software.lock(around)[0].said == "1 packages as in requirements.lock"
+
+
+def test_an_interpreter_that_is_newer_than_the_tested_ones(monkeypatch):
+    monkeypatch.setattr("sys.version_info", (3, 15, 0))
+    assert states(check_software.python(Surroundings())) == [NOTE]
+    monkeypatch.setattr("sys.version_info", (3, 9, 0))
+    assert states(check_software.python(Surroundings())) == [MISSING]
+
+
+def test_a_codec_without_a_wheel_for_this_python_is_optional(monkeypatch):
+    installed = {"python-gdcm": "3.2", "pylibjpeg": "2.1", "pylibjpeg-openjpeg": "2.6"}
+
+    def version(name):
+        if name in installed:
+            return installed[name]
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    needs = ["dicomsdl ; python_version < '3'", "pylibjpeg-libjpeg ; python_version < '3'", "pylibjpeg-openjpeg"]
+    monkeypatch.setattr(metadata, "requires", lambda name: needs)
+    found = check_software.codecs(Surroundings())
+    assert states(found) == [OK, NOTE, NOTE]
+    assert "python-gdcm 3.2" in found[0].said
+    assert "dicomsdl (JPEG Lossless, fast): optional" in found[1].said
+    del installed["pylibjpeg-openjpeg"]  # which every Python has
+    assert states(check_software.codecs(Surroundings())) == [NOTE, NOTE, MISSING]
+
+
+@pytest.mark.parametrize(
+    ("installed", "state"),
+    [
+        ({"opencv-python-headless"}, OK),
+        ({"opencv-python-headless", "opencv-python"}, NOTE),
+        ({"opencv-python"}, NOTE),
+        (set(), MISSING),
+    ],
+)
+def test_the_build_of_opencv(installed, state, monkeypatch):
+    monkeypatch.setattr(check_software, "_installed", installed.__contains__)
+    monkeypatch.setattr(metadata, "version", lambda name: "5.0")
+    (finding,) = check_software.opencv(Surroundings())
+    assert finding.state == state
+    assert bool(finding.way_out) == (state != OK)
 
 
 def test_graphics_cards(monkeypatch, tmp_path):

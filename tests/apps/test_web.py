@@ -514,6 +514,7 @@ def upload(address: str, data: bytes) -> tuple[dict, int]:
     raise AssertionError("never served")
 
 
+@pytest.mark.slow
 def test_no_upload_is_lost_and_memory_does_not_grow(folder):
     """All at once on loopback, each another image; everyone gets their own image's answer in the end."""
     images = [encoded(image(seed, 300 + seed, 200), "PNG") for seed in range(UPLOADS)]

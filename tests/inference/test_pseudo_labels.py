@@ -17,6 +17,8 @@ from siimcovid.kernel import stage_models, steps
 from siimcovid.models import published_weights, weights_manifest
 from siimcovid.synthetic.demo_competition import write_competition
 
+pytestmark = pytest.mark.slow
+
 LEFT, RIGHT = [0.1, 0.2, 0.4, 0.7], [0.6, 0.2, 0.9, 0.7]
 
 

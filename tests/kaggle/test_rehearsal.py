@@ -19,6 +19,8 @@ from siimcovid.kaggle.rehearsal_inputs import LAYOUTS, input_folders
 from siimcovid.kaggle.repack_wheels import repack
 from support.bundle_files import write_bundles
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 isolated = pytest.mark.skipif(sandbox.available() is None, reason="this machine allows no namespaces")
 

@@ -32,6 +32,8 @@ from support.fault_scenes import Scene
 from support.kernel_cells import draw_nothing
 from support.tiny_weights import write_weights
 
+pytestmark = pytest.mark.slow
+
 #: The number of studies to test on, and what the submission holds where nothing is known.
 STUDIES, HEADER = 3, "the header alone"
 

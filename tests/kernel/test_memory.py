@@ -4,6 +4,8 @@ import pytest
 
 from support import peak_memory
 
+pytestmark = pytest.mark.slow
+
 
 def test_ten_times_the_images_take_the_same_memory():
     few, many = peak_memory.peaks([20, 200], scale=0.05, side=256).values()

@@ -17,6 +17,8 @@ from siimcovid.models import published_weights, weights_manifest
 from siimcovid.synthetic.demo_competition import write_competition
 from support.kernel_cells import NOTEBOOK
 
+pytestmark = pytest.mark.slow
+
 #: The small preset, smaller: seconds instead of minutes, for the path and not for the score.
 TINY = {
     "cache_size": 96,

@@ -13,6 +13,8 @@ from siimcovid.models import published_weights
 from siimcovid.synthetic.demo_competition import write_competition
 from support import restarts
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> tuple[Path, list[list[str]]]:

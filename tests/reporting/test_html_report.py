@@ -319,6 +319,7 @@ def test_data_section_of_the_competition(real, tmp_path):
         assert said in text
 
 
+@pytest.mark.browser
 @pytest.mark.skipif(
     not (shutil.which("chromium") and shutil.which("chromedriver")), reason="no chromium and chromedriver"
 )

@@ -18,6 +18,8 @@ from siimcovid.synthetic.demo_competition import write_competition
 from siimcovid.training import cross_validation
 from siimcovid.training.cross_validation import cross_validate, refuse_leaks, score
 
+pytestmark = pytest.mark.slow
+
 BOX = [0.2, 0.3, 0.6, 0.8]
 CORNERS = ["x1", "y1", "x2", "y2"]
 PRESET = load_preset("small", {**PLAIN, "fusion.hflip_tta": True, "folds": 3})

@@ -29,6 +29,8 @@ from siimcovid.training.hyperparameter_search import (
 )
 from siimcovid.training.training_loop import NotFiniteError
 
+pytestmark = pytest.mark.slow
+
 LEARNING_RATE, DROPOUT = "study.training.learning_rate", "study.dropout"
 
 

@@ -12,6 +12,8 @@ from siimcovid.data.competition import index_table
 from siimcovid.models import checkpoints
 from support.killed import Killer
 
+pytestmark = pytest.mark.slow
+
 KILLS = 10
 
 

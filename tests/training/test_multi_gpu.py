@@ -17,6 +17,8 @@ from siimcovid.synthetic.demo_competition import write_competition
 from siimcovid.training import multi_gpu
 from support import launched
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> tuple[Path, Path]:

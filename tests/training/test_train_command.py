@@ -12,6 +12,8 @@ from siimcovid.models import checkpoints, weights_manifest
 from siimcovid.synthetic.demo_competition import write_competition
 from siimcovid.synthetic.pretraining_sets import write_pretraining
 
+pytestmark = pytest.mark.slow
+
 SIDE = 64
 #: stage -> the data it is trained on here, and what its weights come from.
 CHAIN = [

@@ -22,6 +22,8 @@ from siimcovid.training.frozen_features import FeatureCache, FrozenFeatures
 from siimcovid.training.identity import differences
 from support.stages import BOX, Fixed, eight_images
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def cached_images(tmp_path) -> tuple:

@@ -1,6 +1,7 @@
 """The command `siimcovid VERB`: finds the verb's file in `siimcovid.apps.commands` and runs it.
 
-Exit codes: 0 done, 1 the verb's own "no" (a submission that is not valid), 2 bad input, said in one sentence.
+Exit codes: 0 done, 1 the verb's own "no" (a submission that is not valid), 2 bad input or a library that
+cannot be loaded, said in one sentence.
 """
 
 import argparse
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from siimcovid import __version__
-from siimcovid.core.errors import InputError
+from siimcovid.core.errors import InputError, InstallationError
 
 #: verb -> one line of help; the verb's code is `commands/<verb>_command.py`.
 VERBS = {
@@ -37,7 +38,14 @@ VERBS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(list(sys.argv[1:] if arguments is None else arguments))
+    except InstallationError as error:
+        print(f"siimcovid: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="siimcovid", description=__doc__.split(":")[0])
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)

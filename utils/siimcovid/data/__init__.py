@@ -4,3 +4,5 @@ In: the folder of a competition, of NIH ChestX-ray14 or of the RSNA challenge. O
 patient, path, size, boxes, study label), upright 8-bit PNGs at the working size, folds by patient, and a Dataset of
 augmented square tensors.
 """
+
+from siimcovid.core import opencv  # noqa: F401  # fails with a sentence where OpenCV cannot be loaded

@@ -3,3 +3,5 @@
 In: a stage of the configuration. Out: a torch module with `forward(batch) -> losses` and `predict(images)`; checkpoints
 that can rebuild their model; a weights folder whose manifest vouches for each file.
 """
+
+from siimcovid.core import opencv  # noqa: F401  # fails with a sentence where OpenCV cannot be loaded

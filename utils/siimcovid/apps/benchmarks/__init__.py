@@ -16,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from siimcovid.core import opencv  # noqa: F401  # fails with a sentence where OpenCV cannot be loaded
+
 CLOCKS = {"processor": time.process_time, "wall": time.perf_counter}
 
 #: name -> module of this package whose function of that name measures it, in the order of the table.

@@ -1,7 +1,8 @@
-"""What is present and what is missing, for each of three people. No network is asked, and nothing heavy imported.
+"""`siimcovid doctor`: what is present and what is missing, to submit, to train, or to change the code.
 
-In: this machine, the repository around the package, and folders that are named. Out: findings, each of them ok, missing
-(with one line that says the way out) or a note: something that may be in the way, or not.
+In: this machine, the repository around the package, and folders named on the command line. Out: a list of findings,
+each "ok", "missing" (with one line that says how to get it) or "note" (may be in the way, or not). Uses no network and
+imports neither torch nor OpenCV, so it also answers where those are broken.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,13 +12,14 @@ from siimcovid.apps.doctor.check_result import MISSING, Finding, Surroundings
 
 Check = Callable[[Surroundings], list[Finding]]
 
-#: person -> what they want, and what that takes.
+#: Option of the command -> what that person wants to do, and the checks of what it takes.
 PEOPLE: dict[str, tuple[str, Sequence[Check]]] = {
     "kaggle": (
         "To submit on Kaggle",
         (
             check_software.python,
             check_software.packages,
+            check_software.opencv,
             check_kaggle.client,
             check_kaggle.credentials,
             check_folders.trained_weights,
@@ -29,6 +31,7 @@ PEOPLE: dict[str, tuple[str, Sequence[Check]]] = {
         (
             check_software.python,
             check_software.packages,
+            check_software.opencv,
             check_software.codecs,
             check_machine.processors,
             check_machine.memory,
@@ -43,6 +46,7 @@ PEOPLE: dict[str, tuple[str, Sequence[Check]]] = {
         (
             check_software.python,
             check_software.all_packages,
+            check_software.opencv,
             check_software.lock,
             check_software.codecs,
             check_software.tools,
@@ -60,7 +64,7 @@ def examine(person: str, around: Surroundings) -> list[Finding]:
 
 
 def as_text(person: str, findings: Sequence[Finding]) -> str:
-    """Findings as lines, the way out below each that has one, and the verdict."""
+    """The findings as lines of text, the remedy below each that has one, and how many are missing."""
     lines = [PEOPLE[person][0]]
     for finding in findings:
         lines.append(f"  {finding.state:<8} {finding.said}")

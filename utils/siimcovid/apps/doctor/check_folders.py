@@ -1,4 +1,4 @@
-"""Weights and competition folders: where they lie, and whether the weights are whole."""
+"""Weights and competition folders: where they are, and whether the weights match their manifest."""
 
 import importlib.util
 import json

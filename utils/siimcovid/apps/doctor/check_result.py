@@ -1,4 +1,4 @@
-"""What a check returns, and where it looks."""
+"""What a check returns, and the places that it searches."""
 
 import os
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """Where the checks look; a test sets its own."""
+    """The folders and variables that the checks search; tests pass their own."""
 
     root: Path = REPOSITORY
     home: Path = field(default_factory=Path.home)

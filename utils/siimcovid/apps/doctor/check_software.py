@@ -1,16 +1,16 @@
 """Python, the packages with their versions, the codecs, and the programs around them."""
 
 import importlib.metadata as metadata
-import re
 import shutil
 import sys
 
 from packaging.requirements import Requirement
 
 from siimcovid.apps.doctor.check_result import MISSING, NOTE, OK, Finding, Surroundings
+from siimcovid.core.errors import MEND_OPENCV
 
-#: Versions of Python that the packages exist for.
-PYTHONS = ((3, 10), (3, 12))
+#: First and last Python that the tests were run on.
+PYTHONS = ((3, 10), (3, 13))
 
 #: Packages whose version is worth seeing.
 SHOWN = ("torch", "torchvision", "numpy", "pandas", "pydicom", "yolov5", "albumentations")
@@ -19,19 +19,25 @@ SHOWN = ("torch", "torchvision", "numpy", "pandas", "pydicom", "yolov5", "albume
 CODECS = {
     "dicomsdl": "JPEG Lossless, fast",
     "python-gdcm": "JPEG, JPEG-LS, JPEG 2000, RLE",
-    "pylibjpeg": "the frame of the next two",
+    "pylibjpeg": "the interface of the next two",
     "pylibjpeg-libjpeg": "JPEG, JPEG Lossless, JPEG-LS",
     "pylibjpeg-openjpeg": "JPEG 2000",
 }
 
 
 def python(around: Surroundings) -> list[Finding]:
-    """The interpreter's version."""
+    """The interpreter's version: older than PYTHONS is missing, newer is a note."""
     (low, high), here = PYTHONS, sys.version_info[:2]
     said = f"Python {sys.version.split()[0]}"
     if low <= here <= high:
         return [Finding(OK, said)]
-    way_out = "make PYTHON=python3.12 .venv/installed, after installing that Python"
+    if here > high:
+        return [
+            Finding(
+                NOTE, f"{said}: newer than {high[0]}.{high[1]}, the last that was tested; some codecs may be absent"
+            )
+        ]
+    way_out = f"make clean, then make PYTHON=python{high[0]}.{high[1]} .venv/installed, after installing that Python"
     return [Finding(MISSING, f"{said}: it must be {low[0]}.{low[1]} to {high[0]}.{high[1]}", way_out)]
 
 
@@ -41,12 +47,12 @@ def packages(around: Surroundings) -> list[Finding]:
 
 
 def all_packages(around: Surroundings) -> list[Finding]:
-    """What the package, the demo, the web page and the tests need."""
-    return _packages(("demo", "web", "test"))
+    """What the package, the demo, structured reports, the web page and the tests need."""
+    return _packages(("demo", "dicom-sr", "test", "web"))
 
 
 def _packages(extras: tuple[str, ...]) -> list[Finding]:
-    way_out = "make .venv/installed" if extras else "pip install siimcovid's dependencies: make .venv/installed"
+    way_out = "make .venv/installed, or scripts/install.sh FOLDER demo,web for an environment elsewhere"
     try:
         needed = [Requirement(line) for line in metadata.requires("siimcovid") or ()]
     except metadata.PackageNotFoundError:
@@ -80,29 +86,62 @@ def lock(around: Surroundings) -> list[Finding]:
     path = around.root / "requirements.lock"
     if not path.is_file():
         return [Finding(NOTE, f"no requirements.lock in {around.root}", "work in a clone of the repository")]
-    pinned = re.findall(r"^([A-Za-z0-9._-]+)==([^\s;#]+)", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    pinned = [r for line in lines if (r := Requirement(line.partition(" #")[0])).marker is None or r.marker.evaluate()]
     other = [
-        f"{name} {here} (locked {version})" for name, version in pinned if (here := _version(name, version)) != version
+        f"{r.name} {here} (locked {str(r.specifier).removeprefix('==')})"
+        for r in pinned
+        if (here := _version(r.name)) and not r.specifier.contains(here, prereleases=True)
     ]
     if other:
         said = f"{len(other)} packages differ from requirements.lock: {', '.join(other[:3])}" + ", …" * (len(other) > 3)
-        return [Finding(NOTE, said, "pip install -r requirements.lock, if a test fails that should not")]
+        return [Finding(NOTE, said, "rm .venv/installed && make .venv/installed, if a test fails that should not")]
     return [Finding(OK, f"{len(pinned)} packages as in requirements.lock")]
 
 
-def _version(name: str, default: str) -> str:
+def _version(name: str) -> str:
+    """The installed version without its build (2.14.1+cpu is 2.14.1); empty where the package is missing."""
     try:
-        return metadata.version(name).split("+")[0]  # 2.14.1+cpu is 2.14.1
+        return metadata.version(name).split("+")[0]
     except metadata.PackageNotFoundError:
-        return default
+        return ""
 
 
 def codecs(around: Surroundings) -> list[Finding]:
-    """The DICOM decoders."""
+    """The DICOM decoders; one without a wheel for this Python is a note, since the others read what it reads."""
     absent = [name for name in CODECS if not _installed(name)]
-    if absent:
-        return [Finding(MISSING, f"codec {name} ({CODECS[name]})", f"pip install {name}") for name in absent]
-    return [Finding(OK, "DICOM codecs: " + ", ".join(f"{name} {metadata.version(name)}" for name in CODECS))]
+    here = ".".join(map(str, sys.version_info[:2]))
+    found = [
+        Finding(NOTE, f"codec {name} ({CODECS[name]}): optional, it has no wheel for Python {here}")
+        if name in _not_for_this_python()
+        else Finding(MISSING, f"codec {name} ({CODECS[name]})", f"pip install {name}")
+        for name in absent
+    ]
+    present = [f"{name} {metadata.version(name)}" for name in CODECS if name not in absent]
+    if present and not any(finding.state == MISSING for finding in found):
+        found.insert(0, Finding(OK, f"DICOM codecs: {', '.join(present)}"))
+    return found
+
+
+def _not_for_this_python() -> set[str]:
+    """Names that the package's metadata asks for on other versions of Python alone."""
+    try:
+        needed = [Requirement(line) for line in metadata.requires("siimcovid") or ()]
+    except metadata.PackageNotFoundError:
+        return set()
+    return {r.name for r in needed if r.marker is not None and not r.marker.evaluate({"extra": ""})}
+
+
+def opencv(around: Surroundings) -> list[Finding]:
+    """OpenCV without windows, and not beside the build with windows: the two share their files."""
+    names = [name for name in ("opencv-python", "opencv-python-headless") if _installed(name)]
+    way_out = MEND_OPENCV.format(sys.executable)
+    if "opencv-python" in names:
+        said = "OpenCV: its build with windows is installed, which needs X and OpenGL libraries at import"
+        return [Finding(NOTE, said, way_out)]
+    if not names:
+        return [Finding(MISSING, "OpenCV is not installed", f"{sys.executable} -m pip install opencv-python-headless")]
+    return [Finding(OK, f"OpenCV {metadata.version(names[0])}, the build without windows")]
 
 
 def _installed(name: str) -> bool:

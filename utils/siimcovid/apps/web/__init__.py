@@ -7,3 +7,5 @@ loaded_models     a weights folder -> models            image_predictor   an ima
 study_predictor   a study's images -> the result        result_files      the result as CSV and COCO
 grad_cam          the study model's heat map            page_pictures     previews; templates/ and static/ are the page
 """
+
+from siimcovid.core import opencv  # noqa: F401  # fails with a sentence where OpenCV cannot be loaded

@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Proves that the project works on a machine with nothing but Python, venv and make:
+#   scripts/fresh.sh [FOLDER]        (make fresh)
+# builds a minimal Debian in FOLDER (runs/fresh), copies the repository into it, and runs there: make, an import,
+# a prediction with tiny weights, and the quick tests. It needs root and debootstrap and says so where they are missing.
+# SUITE names the Debian release (trixie: Python 3.13), KEEP=1 keeps the folder and starts from it the next time.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+root=$(realpath -m "${1:-runs/fresh}")
+suite=${SUITE:-trixie}
+
+skip() { echo "fresh: skipped, $1"; exit 0; }
+[ "$(id -u)" = 0 ] || skip "it takes root to build a root file system"
+command -v debootstrap > /dev/null || skip "no debootstrap: apt-get install debootstrap"
+unshare --mount true 2> /dev/null || skip "this machine allows no mount namespaces"
+
+if [ ! -e "$root/usr/bin/make" ]; then
+  rm -rf "$root"
+  # the mirror that this machine's apt uses, where it is a Debian; else debootstrap's own
+  mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Origin: Debian' 'Component: main' 2> /dev/null | head -n 1 || true)
+  mkdir -p "$(dirname "$root")"
+  debootstrap --variant=minbase --include=python3,python3-venv,make "$suite" "$root" $mirror > "$root.log" 2>&1 \
+    || { tail -n 5 "$root.log" >&2; exit 1; }
+fi
+echo "fresh: $suite in $root, $(du -sh "$root" | cut -f 1), after $SECONDS s"
+
+rm -rf "$root/src"
+mkdir -p "$root/src"
+{ git ls-files -z --cached --others --exclude-standard 2> /dev/null || find . \( -name .venv -o -name runs \) -prune -o -type f -print0; } \
+  | tar --create --null --files-from=- | tar --extract --no-same-owner --directory="$root/src"
+
+# What reaches the network from inside: the resolver, the certificates and the proxies of this machine, and uv's cache,
+# which only saves downloads.
+cp -L /etc/resolv.conf "$root/etc/resolv.conf" 2> /dev/null || true
+bundle=${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}
+mkdir -p "$root/etc/ssl/certs" "$root/var/cache/uv"
+[ ! -f "$bundle" ] || cp -L "$bundle" "$root/etc/ssl/certs/ca-certificates.crt"
+cache=${UV_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/uv}
+mkdir -p "$cache"
+
+# The mounts live in a namespace of their own and go with it, whatever ends the script.
+export root cache
+unshare --mount --propagation private bash -euo pipefail -s << 'INSIDE'
+mount --bind "$cache" "$root/var/cache/uv"
+mount -t proc none "$root/proc"
+mount --rbind /dev "$root/dev"
+mount -t tmpfs none "$root/tmp"
+exec env --ignore-environment \
+  ${http_proxy:+http_proxy="$http_proxy"} ${https_proxy:+https_proxy="$https_proxy"} ${no_proxy:+no_proxy="$no_proxy"} \
+  HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin CI="${CI-}" UV_CACHE_DIR=/var/cache/uv UV_LINK_MODE=copy \
+  PIP_CERT=/etc/ssl/certs/ca-certificates.crt SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt \
+  chroot "$root" /bin/bash -euo pipefail -c '
+    cd /src
+    python3 --version
+    make .venv/installed
+    .venv/bin/python -c "import cv2, torch, yolov5, siimcovid.apps.command_line"
+    .venv/bin/python -m pytest tests/repository/test_first_prediction.py
+    make quick
+  '
+INSIDE
+[ "${KEEP-}" = 1 ] || rm -rf "$root"
+echo "fresh: done in $SECONDS s"
