@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from siimcovid.core.errors import InputError
-from siimcovid.kaggle import KERNEL, NOBODY, SLUGS, WHEEL_LIST, install_wheels, wheels_dataset
+from siimcovid.kaggle import CODE_MARKER, KERNEL, NOBODY, SLUGS, WHEEL_LIST, install_wheels, wheels_dataset
 from siimcovid.kaggle.build_bundles import PACKAGE, Repository, assembled, build, missing_bundles
 from siimcovid.kaggle.code_dataset import write_code
 from siimcovid.kaggle.kaggle_account import REMEMBERED, find_owner
@@ -132,12 +132,13 @@ def test_code_archive_holds_the_package_and_is_the_same_every_time(tmp_path):
         write_code(PACKAGE, tmp_path / name, ROOT / "LICENSE")
     assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
     names = set(zipfile.ZipFile(tmp_path / "one.zip").namelist())
-    assert {"siimcovid/__init__.py", "siimcovid/pipeline.py", "siimcovid/bundles/install.py", "LICENSE"} <= names
+    assert {"siimcovid/__init__.py", CODE_MARKER, "siimcovid/kaggle/install_wheels.py", "LICENSE"} <= names
+    assert "siimcovid/kaggle/images/2026-06.txt" in names
     assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
 
 
 def test_another_folder_is_no_package(tmp_path):
-    with pytest.raises(InputError, match="no pipeline"):
+    with pytest.raises(InputError, match="no siimcovid package"):
         write_code(tmp_path, tmp_path / "x.zip")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from siimcovid.core.errors import InputError
-from siimcovid.kaggle import KERNEL, SLUGS
+from siimcovid.kaggle import CODE_MARKER, KERNEL, SLUGS
 from siimcovid.kaggle import push_bundles as push_module
 from siimcovid.kaggle.kaggle_metadata import DATASET_FILE
 from siimcovid.kaggle.push_bundles import client, push, status, wait_until_ready
@@ -55,7 +55,7 @@ def test_first_push_creates_and_second_makes_versions(bundles, stub):
         for path in (bundles / bundle).iterdir():
             if path.name != DATASET_FILE:
                 assert stub.files[path.name] == path.read_bytes(), path.name
-    assert "siimcovid/pipeline.py" in zipfile.ZipFile(BytesIO(stub.files["siimcovid.zip"])).namelist()
+    assert CODE_MARKER in zipfile.ZipFile(BytesIO(stub.files["siimcovid.zip"])).namelist()
 
     (kernel,) = stub.requests("SaveKernel")
     assert kernel["slug"] == "somebody/siim-covid19-two-detectors-one-study-model"
