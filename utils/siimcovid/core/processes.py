@@ -51,6 +51,16 @@ def processors() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def training_processes() -> int:
+    """Number of processes that train a stage together: one for each GPU, and one without.
+
+    SIIMCOVID_PROCESSES in the environment asks for others, which is how a machine without GPUs rehearses two.
+    """
+    import torch
+
+    return int(os.environ.get("SIIMCOVID_PROCESSES") or max(1, torch.cuda.device_count()))
+
+
 def launched_as() -> "PartialState":
     """Which process of how many this is, in a launch by torchrun or `accelerate launch`; else the only one.
 

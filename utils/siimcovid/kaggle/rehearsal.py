@@ -41,8 +41,9 @@ def check(
     image: KaggleImage | None = None,
     images: Path = Path("runs/kaggle-images"),
     ranks: int = 0,
+    all_layouts: bool = True,
 ) -> list[Verdict]:
-    """Run the bundles in every layout; with `ranks` in the first one, training instead of loading weights.
+    """Run the bundles; with `ranks`, training on small images instead of loading weights.
 
     Args:
         bundles: the folder of built bundles; what is missing in it is built in `scratch` and left out of `bundles`.
@@ -52,6 +53,7 @@ def check(
         image: which of Kaggle's images to imitate; None for the running environment.
         images: where the images' virtual environments are kept.
         ranks: processes that train together; 0 leaves it to the number of GPUs.
+        all_layouts: try all of Kaggle's ways to mount inputs (without `ranks`), not only the first.
     """
     begin = time.monotonic()
     python = install_image(image, images, log) if image else link_environment(scratch / "image")
@@ -71,7 +73,7 @@ def check(
         log("No bubblewrap (apt-get install bubblewrap): sockets are refused in Python, inputs are read-only copies")
     log(f"Prepared in {time.monotonic() - begin:.0f} s")
     verdicts = []
-    for number, layout in enumerate(LAYOUTS[:1] if ranks else LAYOUTS):
+    for number, layout in enumerate(LAYOUTS if all_layouts and not ranks else LAYOUTS[:1]):
         verdict = run_layout(rehearsal, layout, scratch / f"run-{number}")
         log(f"{layout.name}: {'; '.join(verdict.faults) or 'valid submission'} ({verdict.seconds:.0f} s)")
         verdicts.append(verdict)

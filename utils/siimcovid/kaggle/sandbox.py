@@ -20,10 +20,16 @@ from pathlib import Path
 #: Not shown: /tmp, where everybody may write, and /kaggle, which `mounts` makes up.
 HIDDEN_FOLDERS = ("tmp", "kaggle")
 
-#: Asking this nameserver (an address reserved for documentation) is counted, and never answered.
-RESOLV_CONF = "nameserver 192.0.2.1\n"
+#: Asking this nameserver (an address reserved for documentation) is counted, and never answered. The machine's own name
+#: needs none, as in a container.
+HOSTNAME = "kaggle"
+FILES = {
+    "/etc/resolv.conf": "nameserver 192.0.2.1\n",
+    "/etc/hosts": f"127.0.0.1 localhost {HOSTNAME}\n::1 localhost {HOSTNAME}\n",
+}
 
-ISOLATE = ("--unshare-net", "--unshare-pid", "--unshare-ipc", "--die-with-parent", "--proc", "/proc", "--dev", "/dev")
+ISOLATE = ("--unshare-net", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--hostname", HOSTNAME)
+ISOLATE += ("--die-with-parent", "--proc", "/proc", "--dev", "/dev")
 
 
 @dataclass(frozen=True)
@@ -66,16 +72,18 @@ def run(
         {"exit": the command's exit code, "unreachable": how often something was sent where no route leads}.
     """
     scratch.mkdir(parents=True, exist_ok=True)
-    report, resolver = scratch / "report.json", scratch / "resolv.conf"
+    report = scratch / "report.json"
     report.write_text("")
-    resolver.write_text(RESOLV_CONF)
     own = [
         *python_mounts(),
         Mount(__file__, "/sandbox/sandbox.py"),
         Mount(str(report), "/sandbox/report.json", writable=True),
     ]
-    if os.path.exists("/etc/resolv.conf"):
-        own.append(Mount(str(resolver), os.path.realpath("/etc/resolv.conf")))
+    for place, text in FILES.items():
+        if os.path.exists(place):
+            file = scratch / Path(place).name
+            file.write_text(text)
+            own.append(Mount(str(file), os.path.realpath(place)))
     line = ["bwrap", *ISOLATE, *_show_machine()]
     for mount in (*own, *mounts):
         line += ["--bind" if mount.writable else "--ro-bind", mount.source, mount.target]

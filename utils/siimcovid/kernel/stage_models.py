@@ -17,6 +17,7 @@ from siimcovid.core.errors import InputError
 from siimcovid.core.files import atomic_path, link
 from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.overrides import override
+from siimcovid.core.processes import training_processes
 from siimcovid.data import duplicates, folds
 from siimcovid.kernel.run import Run
 from siimcovid.kernel.time_budget import smaller_images
@@ -87,7 +88,7 @@ def fit(
     start: the weights folder to start from, by default the run's. step: of the plan, by default the model's own.
     """
     start, stage = start or (run.weights if run.verify else None), stage_of(name)
-    if torch.cuda.device_count() > 1:  # those processes have clocks of their own, which are told when to stop
+    if training_processes() > 1:  # those processes have clocks of their own, which are told when to stop
         seconds = run.budget.left() - run.needed_after(step or f"fit {name}")
         return multi_gpu.fit(stage, preset, images, run.cache, start, out, seconds)
     return train_stage.fit(stage, preset, images, run.cache, start, out, may_start_epoch)
