@@ -23,7 +23,8 @@ export YOLO_OFFLINE := true
 export NO_ALBUMENTATIONS_UPDATE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test quick fuzz fresh lint bench kaggle kaggle-check push wheel lock clean
+.PHONY: help run test quick fuzz fresh lint bench kaggle kaggle-check push kaggle-status kaggle-output kaggle-submit \
+  wheel lock clean
 
 help:  ## this list
 	@sed -n -E 's/^([a-z-]+):.*  ## (.*)/make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r verb does; do \
@@ -55,14 +56,28 @@ bench: .venv/installed  ## speed beside the plain way of doing it
 	@mkdir -p runs
 	TQDM_DISABLE=1 $(BIN)/siimcovid bench --out runs/bench.json
 
-kaggle: .venv/installed  ## the datasets and the kernel for Kaggle: OWNER=name once, WEIGHTS=FOLDER for other weights
-	$(BIN)/siimcovid kaggle build $(if $(OWNER),--owner $(call quoted,$(OWNER))) $(if $(filter file,$(origin WEIGHTS)),,--weights $(call quoted,$(WEIGHTS)))
+# which kernel: SESSION=n of a longer training, SUBMIT=1 after it, SMOKE=1 for a look at the machine
+KERNEL := $(or $(SESSION),$(if $(SUBMIT),submit),$(if $(SMOKE),smoke))
+THIS_KERNEL := $(if $(KERNEL),--kernel $(KERNEL))
 
-kaggle-check: .venv/installed  ## execute them as Kaggle would
-	$(BIN)/siimcovid kaggle check
+kaggle: .venv/installed  ## the datasets and a kernel for Kaggle: OWNER=name once, WEIGHTS=FOLDER, PRESET, SESSION=n or SMOKE=1
+	$(BIN)/siimcovid kaggle build $(if $(OWNER),--owner $(call quoted,$(OWNER))) $(if $(filter file,$(origin WEIGHTS)),,--weights $(call quoted,$(WEIGHTS))) \
+	  $(if $(PRESET),--preset $(PRESET)) $(if $(SESSION),--session $(SESSION)) $(if $(SESSIONS),--sessions $(SESSIONS)) $(if $(SMOKE),--smoke)
 
-push: .venv/installed  ## upload them with Kaggle's own client
-	$(BIN)/siimcovid kaggle push
+kaggle-check: .venv/installed  ## execute them as Kaggle would: IMAGE=2026, 2025 or here, GPUS=2 for two processes
+	$(BIN)/siimcovid kaggle check $(if $(IMAGE),--image $(IMAGE)) $(if $(GPUS),--gpus $(GPUS))
+
+push: .venv/installed  ## upload them with Kaggle's own client; SESSION=n, SUBMIT=1 or SMOKE=1 as built
+	$(BIN)/siimcovid kaggle push $(THIS_KERNEL)
+
+kaggle-status: .venv/installed  ## how far the pushed kernel's run is
+	$(BIN)/siimcovid kaggle status $(THIS_KERNEL)
+
+kaggle-output: .venv/installed  ## download what the run left into runs/kaggle/
+	$(BIN)/siimcovid kaggle output $(THIS_KERNEL)
+
+kaggle-submit: .venv/installed  ## submit the finished run to the competition
+	$(BIN)/siimcovid kaggle submit $(THIS_KERNEL)
 
 lint: .venv/installed  ## style, format and which folder may import which
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from siimcovid.core.errors import InputError
-from siimcovid.kaggle import KERNEL, NOBODY, SLUGS, WHEEL_LIST, install_wheels, wheels_dataset
+from siimcovid.kaggle import CODE_MARKER, KERNEL, NOBODY, SLUGS, WHEEL_LIST, install_wheels, wheels_dataset
 from siimcovid.kaggle.build_bundles import PACKAGE, Repository, assembled, build, missing_bundles
 from siimcovid.kaggle.code_dataset import write_code
 from siimcovid.kaggle.kaggle_account import REMEMBERED, find_owner
@@ -22,14 +22,15 @@ from siimcovid.kaggle.kaggle_metadata import (
     check_dataset,
     check_kernel,
     dataset_metadata,
+    kernel_metadata,
 )
-from siimcovid.kaggle.kernel_folder import with_parameters
+from siimcovid.kaggle.kernel_folder import session_kernels, smoke_notebook, with_parameters
 from siimcovid.kaggle.weights_dataset import kernel_parameters
 from siimcovid.kaggle.weights_dataset import write_weights as bundle_weights
 from support.bundle_files import PINS, write_bundles, write_repository, write_weights, write_wheel, write_wheels
 
 ROOT = Path(__file__).parents[2]
-HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
+TAGS = [f"cp{python.replace('.', '')}" for python in wheels_dataset.PYTHONS]
 
 
 # metadata
@@ -76,6 +77,9 @@ def test_the_repository_has_valid_kernel_metadata_with_a_placeholder():
         ({"enable_internet": None}, "enable_internet"),  # the client's own default is true
         ({"enable_internet": True}, "enable_internet"),
         ({"enable_gpu": False}, "enable_gpu"),
+        ({"machine_shape": None}, 'machine_shape must be written out as "NvidiaTeslaT4"'),
+        ({"machine_shape": "NvidiaTeslaP100"}, "machine_shape"),
+        ({"kernel_sources": ["a slug"]}, "a slug"),
         ({"title": "Another title"}, "title"),
         ({"competition_sources": []}, "competition_sources"),
         ({"dataset_sources": ["a/siimcovid-code", "a/siimcovid-weights"]}, "siimcovid-wheels"),
@@ -132,12 +136,13 @@ def test_code_archive_holds_the_package_and_is_the_same_every_time(tmp_path):
         write_code(PACKAGE, tmp_path / name, ROOT / "LICENSE")
     assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
     names = set(zipfile.ZipFile(tmp_path / "one.zip").namelist())
-    assert {"siimcovid/__init__.py", "siimcovid/pipeline.py", "siimcovid/bundles/install.py", "LICENSE"} <= names
+    assert {"siimcovid/__init__.py", CODE_MARKER, "siimcovid/kaggle/install_wheels.py", "LICENSE"} <= names
+    assert "siimcovid/kaggle/images/2026-06.txt" in names
     assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
 
 
 def test_another_folder_is_no_package(tmp_path):
-    with pytest.raises(InputError, match="no pipeline"):
+    with pytest.raises(InputError, match="no siimcovid package"):
         write_code(tmp_path, tmp_path / "x.zip")
 
 
@@ -225,6 +230,36 @@ def test_parameters_follow_the_parameters_cell_and_nothing_else_changes():
         with_parameters(notebook, {"PRESETS": "small"}, "x")
 
 
+def test_the_kernels_of_a_session_follow_those_before_it():
+    training, submitting = session_kernels(3)
+    assert (training.folder, training.earlier) == ("kernel-3", ["2", "1"])
+    assert training.parameters == {"MODE": "finetune", "SESSIONS": 3}
+    assert (submitting.folder, submitting.earlier) == ("kernel-submit", ["3", "2", "1"])
+    assert submitting.parameters == {"MODE": "infer"}
+    assert session_kernels(1)[0].parameters["SESSIONS"] == 2  # above 1 nothing is cut to fit the hours
+    assert session_kernels(1, 4)[0].parameters["SESSIONS"] == 4
+    with pytest.raises(InputError, match="SESSION must be 1 or more"):
+        session_kernels(0)
+
+
+@pytest.mark.parametrize("ending", ["1", "12", "submit", "smoke"])
+def test_each_kernel_has_a_title_that_gives_its_slug(ending):
+    metadata = kernel_metadata(ROOT / KERNEL_FILE, "somebody", "a.ipynb", ending, ["1"])
+    check_kernel(metadata)
+    assert metadata["id"].endswith(f"-{ending}")
+    assert len(metadata["title"]) <= 50
+    assert metadata["kernel_sources"] == ["somebody/siim-covid19-two-detectors-one-study-model-1"]
+    assert metadata["machine_shape"] == "NvidiaTeslaT4"
+
+
+def test_the_smoke_kernel_finds_the_package_and_tries_the_machine():
+    notebook = json.loads((ROOT / "notebooks" / "siim_covid19.ipynb").read_text())
+    cells = smoke_notebook(notebook, "x", {"PRESET": "full", "MODE": "infer"})["cells"]
+    assert ["install_wheels()" in "".join(cell["source"]) for cell in cells] == [True, False]
+    compile(cells[1]["source"], "smoke", "exec")
+    assert "smoke_test(preset='full', output_dir='.')" in cells[1]["source"]
+
+
 # all four
 
 
@@ -304,11 +339,11 @@ def shelf(tmp_path, monkeypatch) -> Path:
 
 def test_wheels_are_gathered_for_each_python_and_listed_with_checksums(shelf, tmp_path):
     names = [write_wheel(shelf, "plain").name, write_wheel(shelf, "other", "9.9").name]
-    names += [write_wheel(shelf, "binary", tag=f"{tag}-{tag}-manylinux_2_28_x86_64").name for tag in ("cp311", "cp312")]
+    names += [write_wheel(shelf, "binary", tag=f"{tag}-{tag}-manylinux_2_28_x86_64").name for tag in TAGS]
     names.remove("other-9.9-py3-none-any.whl")
     pins, out = {"plain": "1.0", "binary": "1.0"}, tmp_path / "out"
     out.mkdir()
-    wheels_dataset.gather(pins, out)
+    assert wheels_dataset.gather(pins, out) == []
     assert sorted(path.name for path in out.glob("*.whl")) == sorted(names)
     lines = (out / WHEEL_LIST).read_text().splitlines()[1:]
     assert [line.split()[0] for line in lines] == ["plain==1.0", "binary==1.0"]
@@ -316,9 +351,23 @@ def test_wheels_are_gathered_for_each_python_and_listed_with_checksums(shelf, tm
         assert hashlib.sha256((out / name).read_bytes()).hexdigest() in "".join(lines)
     assert wheels_dataset.is_current(out, pins)
     assert not wheels_dataset.is_current(out, {**pins, "plain": "2.0"})
-    assert not wheels_dataset.is_current(out, pins, ("3.13",))
+    assert not wheels_dataset.is_current(out, pins, ("3.14",))
     (out / names[0]).write_bytes(b"damaged")
     assert not wheels_dataset.is_current(out, pins)
+
+
+def test_a_decoder_without_a_wheel_for_one_python_is_done_without(shelf, tmp_path):
+    out, pins = tmp_path / "out", {"plain": "1.0", "dicomsdl": "1.0", "python-gdcm": "1.0"}
+    write_wheel(shelf, "plain")
+    write_wheel(shelf, "dicomsdl", tag="cp312-cp312-manylinux_2_28_x86_64")
+    write_wheel(shelf, "python-gdcm", tag="cp312-abi3-manylinux_2_28_x86_64")  # of 3.12 and newer ones
+    out.mkdir()
+    notes = wheels_dataset.gather(pins, out, ("3.12", "3.13"))
+    assert notes == ["dicomsdl==1.0 has no wheel for Python 3.13: other decoders read its images there"]
+    assert wheels_dataset.usable(out, "3.12") == set(pins)
+    assert wheels_dataset.usable(out, "3.13") == {"plain", "python-gdcm"}
+    assert wheels_dataset.usable(out, "3.11") == {"plain"}
+    assert wheels_dataset.is_current(out, pins, ("3.12", "3.13"))  # and it is not downloaded again
 
 
 def test_a_package_without_a_wheel_is_built_into_one(shelf, tmp_path):

@@ -1,4 +1,4 @@
-"""The rerun at home: what it must let through and, above all, what must make it fail."""
+"""The rehearsal: what it must let through and, above all, what must make it fail."""
 
 import json
 import os
@@ -10,25 +10,26 @@ from pathlib import Path
 import pytest
 
 from siimcovid.core.errors import InputError
-from siimcovid.kaggle import CODE_ARCHIVE, SLUGS, WHEEL_LIST, network_guard, sandbox
+from siimcovid.kaggle import CODE_ARCHIVE, CODE_MARKER, SLUGS, WHEEL_LIST, network_guard, sandbox
 from siimcovid.kaggle.build_bundles import PACKAGE
 from siimcovid.kaggle.code_dataset import write_code
-from siimcovid.kaggle.kaggle_image import HIDDEN, make_image, still_there
-from siimcovid.kaggle.rehearsal import Machine, environment, find_faults, is_stale, run_layout
+from siimcovid.kaggle.kaggle_image import HIDDEN, link_environment, still_there
+from siimcovid.kaggle.rehearsal import is_stale
 from siimcovid.kaggle.rehearsal_inputs import LAYOUTS, input_folders
+from siimcovid.kaggle.rehearsal_run import Rehearsal, environment, find_faults, run_layout
 from siimcovid.kaggle.repack_wheels import repack
 from support.bundle_files import write_bundles
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-isolated = pytest.mark.skipif(sandbox.available() is None, reason="this machine allows no namespaces")
+isolated = pytest.mark.skipif(not sandbox.available(), reason="bubblewrap is not installed, or may not make namespaces")
 
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory) -> Path:
     """The stand-in for Kaggle's Python."""
-    return make_image(tmp_path_factory.mktemp("image") / "image")
+    return link_environment(tmp_path_factory.mktemp("image") / "image")
 
 
 # no network
@@ -70,7 +71,7 @@ def test_every_attempt_at_a_connection_is_refused_and_recorded(tmp_path, code, t
         assert "refused" in done.stdout or "gaierror" in done.stderr
 
 
-# nothing but /kaggle/working
+# nothing but Kaggle's own writable folders
 
 TRY_TO_WRITE = (
     "import pathlib, sys, urllib.request\n"
@@ -96,7 +97,7 @@ def test_the_sandbox_shows_what_is_mounted_and_lets_write_in_one_folder(tmp_path
     places = [mount.target for mount in mounts] + ["/kaggle", "/tmp", "/", "/etc", "/var/tmp"]
     command = [sys.executable, "-c", TRY_TO_WRITE, *places]
     report = sandbox.run(command, mounts, {"HOME": "/kaggle/home"}, "/kaggle/working", tmp_path / "scratch", 60)
-    assert (tmp_path / "scratch" / "log.txt").read_text().split() == ["/kaggle/working"]
+    assert (tmp_path / "scratch" / "log.txt").read_text().split() == ["/kaggle/working", "/tmp"]
     assert report["exit"] == 7
     assert report["unreachable"] >= 1  # counted by the kernel: no guard was at work
     assert (tmp_path / "working" / "x").is_file()
@@ -108,7 +109,7 @@ def test_a_virtual_environment_below_tmp_is_shown_and_read_only(tmp_path, monkey
     (tmp_path / "venv").mkdir()
     (tmp_path / "venv" / "pyvenv.cfg").write_text("home = /usr/bin\n")
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "venv"))
-    monkeypatch.setattr(sandbox, "UNSHOWN", ("kaggle", tmp_path.parts[1]))
+    monkeypatch.setattr(sandbox, "HIDDEN_FOLDERS", ("kaggle", tmp_path.parts[1]))
     command = ["sh", "-c", f"cd {tmp_path / 'venv'} && cat pyvenv.cfg && ! touch x 2>&- && ls {tmp_path}"]
     sandbox.run(command, [], {"PATH": "/usr/bin:/bin"}, "/", tmp_path / "scratch", 60)
     assert (tmp_path / "scratch" / "log.txt").read_text().split() == ["home", "=", "/usr/bin", "venv"]
@@ -140,7 +141,7 @@ def test_all_three_mounts_and_all_three_states_of_the_archive_are_tried(tmp_path
         places = input_folders(layout, bundles, competition, "somebody", tmp_path / layout.code)
         assert len(places) == 1 + len(SLUGS)
         (code,) = (folder for place, folder in places.items() if place.endswith("siimcovid-code"))
-        inside = {"root": "siimcovid/pipeline.py", "folder": "siimcovid/siimcovid/pipeline.py", "packed": CODE_ARCHIVE}
+        inside = {"root": CODE_MARKER, "folder": f"siimcovid/{CODE_MARKER}", "packed": CODE_ARCHIVE}
         assert (code / inside[layout.code]).is_file()
         seen |= set(places) | {layout.code}
     assert {
@@ -160,9 +161,9 @@ def test_the_notebooks_first_cell_finds_the_package_in_every_layout(tmp_path, py
     sources = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     (cell,) = (source for source in sources if "install_wheels" in source)
     bundles = write_bundles(tmp_path / "made", "somebody")
-    decoy = tmp_path / "competition" / "test" / "siimcovid"
-    decoy.mkdir(parents=True)
-    (decoy / "pipeline.py").write_text("")  # the images are not searched
+    decoy = tmp_path / "competition" / "test" / CODE_MARKER
+    decoy.parent.mkdir(parents=True)
+    decoy.write_text("")  # the images are not searched
     places = input_folders(layout, bundles, tmp_path / "competition", "somebody", tmp_path / "unpacked")
     for place, folder in places.items():
         target = tmp_path / "input" / place
@@ -200,7 +201,7 @@ ANSWERS_VISIBLE = (
 
 
 @pytest.fixture
-def machine(tmp_path, python) -> Machine:
+def rehearsal(tmp_path, python) -> Rehearsal:
     """A kernel of one cell, to be written by the test, and a competition of two rows."""
     competition = tmp_path / "competition"
     competition.mkdir()
@@ -210,49 +211,49 @@ def machine(tmp_path, python) -> Machine:
     for name in (*SLUGS, "kernel"):
         (bundles / name).mkdir(parents=True)
     write_code(PACKAGE, bundles / "code" / CODE_ARCHIVE)
-    return Machine(bundles, competition, tmp_path / "visible.csv", python, "somebody", "kernel.ipynb", tmp_path, 5)
+    return Rehearsal(bundles, competition, tmp_path / "visible.csv", python, "somebody", "kernel.ipynb", tmp_path, 5)
 
 
-def run_cell(machine: Machine, source: str) -> list[str]:
+def run_cell(rehearsal: Rehearsal, source: str) -> list[str]:
     """The faults of a kernel of this one cell."""
     kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     cell = {"cell_type": "code", "id": "a", "metadata": {}, "outputs": [], "execution_count": None, "source": source}
     notebook = {"cells": [cell], "metadata": {"kernelspec": kernelspec}, "nbformat": 4, "nbformat_minor": 5}
-    (machine.bundles / "kernel" / "kernel.ipynb").write_text(json.dumps(notebook))
-    return run_layout(machine, LAYOUTS[0], machine.scratch / "run").faults
+    (rehearsal.bundles / "kernel" / "kernel.ipynb").write_text(json.dumps(notebook))
+    return run_layout(rehearsal, LAYOUTS[0], rehearsal.scratch / "run").faults
 
 
 @isolated
-def test_a_good_kernel_passes(machine):
-    assert run_cell(machine, GOOD) == []
+def test_a_good_kernel_passes(rehearsal):
+    assert run_cell(rehearsal, GOOD) == []
 
 
 @isolated
-def test_a_connection_fails_the_check_though_the_submission_is_valid(machine):
-    (fault,) = run_cell(machine, GOOD + CALLS_HOME)
+def test_a_connection_fails_the_check_though_the_submission_is_valid(rehearsal):
+    (fault,) = run_cell(rehearsal, GOOD + CALLS_HOME)
     assert "192.0.2.1 was attempted" in fault
 
 
 @isolated
-def test_writing_into_the_input_fails_the_check(machine):
-    faults = run_cell(machine, WRITES_INPUT)
+def test_writing_into_the_input_fails_the_check(rehearsal):
+    faults = run_cell(rehearsal, WRITES_INPUT)
     assert "Read-only file system" in faults[0]
     assert faults[1] == "no submission.csv was written"
 
 
-def test_a_machine_without_namespaces_still_finds_it_out(machine, monkeypatch):
-    monkeypatch.setattr(sandbox, "available", lambda: None)
-    (fault,) = run_cell(machine, GOOD + CALLS_HOME)
+def test_without_a_sandbox_it_is_still_found(rehearsal, monkeypatch):
+    monkeypatch.setattr(sandbox, "available", lambda: False)
+    (fault,) = run_cell(rehearsal, GOOD + CALLS_HOME)
     assert "192.0.2.1 was attempted" in fault
-    assert os.access(machine.competition, os.W_OK)  # the inputs were copies
+    assert os.access(rehearsal.competition, os.W_OK)  # the inputs were copies
 
 
-def test_the_old_test_a_degraded_step_and_a_late_end_are_faults(machine, monkeypatch):
-    working = machine.scratch / "run" / "working"
+def test_the_old_test_a_degraded_step_and_a_late_end_are_faults(rehearsal, monkeypatch):
+    working = rehearsal.scratch / "run" / "working"
     working.mkdir(parents=True)
     monkeypatch.chdir(working)
     exec(ANSWERS_VISIBLE)
-    faults = find_faults(machine, working, {"exit": 0, "late": True})
+    faults = find_faults(rehearsal, working, {"exit": 0, "late": True})
     assert faults[:2] == ["not done after 5 minutes", "detect was degraded: no weights"]
     assert any("not in the sample" in fault for fault in faults)
     assert faults[-1] == "the submission answers the visible test, not the hidden one"
@@ -271,8 +272,8 @@ def _code(path: Path) -> Path:
 
 def _changed_package(folder: Path) -> Path:
     package = folder / "siimcovid"
-    package.mkdir()
-    (package / "pipeline.py").write_text("changed")
+    (package.parent / CODE_MARKER).parent.mkdir(parents=True)
+    (package.parent / CODE_MARKER).write_text("changed")
     return package
 
 

@@ -3,10 +3,12 @@
 import hashlib
 import json
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from siimcovid.kaggle import SLUGS, wheels_dataset
 from siimcovid.kaggle.build_bundles import Repository, build
+from siimcovid.kaggle.kernel_folder import Kernel
 
 #: As in requirements.lock, for wheels that `write_wheel` makes.
 PINS = dict.fromkeys((*wheels_dataset.LACKING, wheels_dataset.PKG_RESOURCES), "1.0")
@@ -61,13 +63,17 @@ def write_repository(root: Path) -> Repository:
     (root / "notebooks").mkdir(parents=True)
     for path in (real.notebook, real.kernel_template, real.licence):
         (root / path.relative_to(real.root)).write_bytes(path.read_bytes())
+    notebook = root / "notebooks" / real.notebook.name
+    if "SESSIONS = " not in notebook.read_text():  # a notebook that knows no sessions is given the parameter
+        notebook.write_text(notebook.read_text().replace('"HOURS = 9.0', '"SESSIONS = 1\\n",\n    "HOURS = 9.0'))
     (root / "requirements.lock").write_text("".join(f"{name}=={version}\n" for name, version in PINS.items()))
     return Repository(root)
 
 
-def write_bundles(top: Path, owner: str) -> Path:
-    """All four bundles, built from small things; the wheels are taken as they lie there, so nothing is downloaded."""
+def write_bundles(top: Path, owner: str, kernels: Sequence[Kernel] = (Kernel(),)) -> Path:
+    """All bundles, built from small things; the wheels are taken as they lie there, so nothing is downloaded."""
     write_wheels(top / "datasets" / "wheels")
-    build(top / "datasets", owner, write_weights(top / "weights"), repository=write_repository(top / "repository"))
+    repository = write_repository(top / "repository")
+    build(top / "datasets", owner, write_weights(top / "weights"), repository=repository, kernels=kernels)
     assert set(SLUGS) < {path.name for path in (top / "datasets").iterdir()}
     return top / "datasets"

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 
 class Stub(ThreadingHTTPServer):
-    """Answers what the client asks in an upload; `calls` holds (method name, request), `files` name -> bytes."""
+    """Answers what the client asks; `calls` holds (method name, request), `files` name -> bytes of an upload."""
 
     daemon_threads = True
 
@@ -22,6 +22,9 @@ class Stub(ThreadingHTTPServer):
         self.calls, self.astray, self.files, self.names = [], [], {}, {}
         self.datasets: set[str] = set()  # owner/slug of those that exist
         self.refusals: dict[str, dict] = {}  # method name -> answer instead of the usual one
+        self.run_status = {"status": "COMPLETE"}  # of a kernel's last run
+        self.output: dict[str, bytes] = {}  # name -> what a kernel's last run left
+        self.versions: dict[str, int] = {}  # kernel -> the last version that was pushed
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def surroundings(self, home: Path, username: str = "somebody") -> dict[str, str]:
@@ -73,7 +76,17 @@ class Handler(BaseHTTPRequestHandler):
             self.server.datasets.add("/".join(owner))
             self._answer(200, {"status": "ok", "url": "/datasets/" + "/".join(owner), "ref": "/".join(owner)})
         elif method == "SaveKernel":
-            self._answer(200, {"ref": sent["slug"], "url": f"/code/{sent['slug']}", "versionNumber": 1})
+            version = self.server.versions[sent["slug"]] = self.server.versions.get(sent["slug"], 0) + 1
+            self._answer(200, {"ref": sent["slug"], "url": f"/code/{sent['slug']}", "versionNumber": version})
+        elif method == "GetKernelSessionStatus":
+            self._answer(200, self.server.run_status)
+        elif method == "ListKernelSessionOutput":
+            files = [{"url": f"http://localhost/output/{name}", "fileName": name} for name in self.server.output]
+            self._answer(200, {"files": files, "log": "what the notebook printed"})
+        elif method == "CreateCodeSubmission":
+            self._answer(200, {"message": "Successfully submitted to SIIM-FISABIO-RSNA", "ref": 1})
+        elif method == "GetSubmissionLimits":
+            self._answer(200, {"numAllowedNow": 4})
         else:
             self._answer(404, {"code": 404, "message": f"the stub knows no {method}"})
 
@@ -83,9 +96,17 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(200, {})
 
     def do_GET(self) -> None:
+        url = urlsplit(self.path)
+        name = url.path.removeprefix("/output/")
+        if url.netloc != "localhost" or name not in self.server.output:
+            self._astray()
+            return
+        self._send(200, self.server.output[name], "application/octet-stream")
+
+    def do_HEAD(self) -> None:
         self._astray()
 
-    do_CONNECT = do_HEAD = do_GET
+    do_CONNECT = do_HEAD
 
     def _astray(self) -> None:
         self.server.astray.append(f"{self.command} {self.path}")
@@ -95,9 +116,11 @@ class Handler(BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
     def _answer(self, code: int, content: dict) -> None:
-        data = json.dumps(content).encode()
+        self._send(code, json.dumps(content).encode(), "application/json")
+
+    def _send(self, code: int, data: bytes, kind: str) -> None:
         self.send_response(code)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)

@@ -5,6 +5,7 @@ Kaggle mounts inputs as `/kaggle/input/<slug>`, `/kaggle/input/competitions/<slu
 """
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +13,26 @@ from siimcovid.core.errors import InputError
 from siimcovid.core.tables import find_table
 
 KAGGLE_INPUT = Path("/kaggle/input")
+KAGGLE_WORKING = Path("/kaggle/working")
+KAGGLE_TEMP = Path("/kaggle/temp")
 COMPETITION_SLUG = "siim-covid19-detection"
 SEARCH_DEPTH = 4  # datasets/<owner>/<slug>, and one folder more where an archive was unpacked into a folder of its own
 SEARCH_WIDTH = 200  # a folder with more folders in it is data, not a shelf of inputs
 DATA_FOLDERS = {"train", "test", "images"}
+
+
+def scratch_folder(output: Path) -> Path:
+    """Where a run keeps files that nobody wants after it: in its output folder, but on Kaggle beside it.
+
+    Kaggle keeps all of /kaggle/working as the kernel's output; /kaggle/temp is as large and ends with the session.
+    """
+    if not output.is_relative_to(KAGGLE_WORKING):
+        return output
+    try:
+        KAGGLE_TEMP.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return Path(tempfile.gettempdir()) / "siimcovid"
+    return KAGGLE_TEMP
 
 
 def is_competition(folder: Path | str) -> bool:

@@ -1,13 +1,16 @@
-"""What is uploaded to Kaggle, and how it is tried at home first.
+"""What is uploaded to Kaggle, and its rehearsal on this machine. In: the repository and a weights folder. Out: four
+folders, the kernel on Kaggle, or the list of faults that a rehearsal found.
 
-    repository ──────── code.py ────> datasets/code/     siimcovid.zip: the package
-    a weights folder ── weights.py ─> datasets/weights/  manifest.json and the files that it vouches for
-    requirements.lock ─ wheels.py ──> datasets/wheels/   what Kaggle's Python lacks, with checksums
-    notebook ────────── kernel.py ──> datasets/kernel/   the notebook and kernel-metadata.json, which names all three
+    repository ──────── code_dataset.py ────> datasets/code/     siimcovid.zip: the package
+    a weights folder ── weights_dataset.py ─> datasets/weights/  manifest.json and the files that it vouches for
+    requirements.lock ─ wheels_dataset.py ──> datasets/wheels/   what Kaggle's Python lacks, with checksums
+    notebook ────────── kernel_folder.py ───> datasets/kernel/   the notebook and kernel-metadata.json, naming all three
 
-`build.py` makes the four folders, `push.py` hands them to Kaggle's own client, `install.py` runs in the kernel's first
-cell, and `check.py` executes them as Kaggle would: `image.py` is its Python, `sandbox.py` its machine, `recover.py` its
-missing network, `trial.py` and `repack.py` give it inputs.
+`build_bundles.py` makes the four folders (kaggle_metadata.py knows Kaggle's rules, kaggle_account.py the owner), and
+`push_bundles.py` hands them to Kaggle's own client. `install_wheels.py` runs in the kernel's first cell.
+`rehearsal.py` executes the bundles as Kaggle would, a run at a time (rehearsal_run.py): kaggle_image.py is Kaggle's
+Python, sandbox.py its machine, network_guard.py the missing network; rehearsal_inputs.py and repack_wheels.py give it
+inputs.
 """
 
 #: The three datasets: folder name -> slug on Kaggle, which is also the folder name of the mount.
@@ -15,6 +18,9 @@ SLUGS = {"code": "siimcovid-code", "weights": "siimcovid-weights", "wheels": "si
 
 #: The kernel's folder beside the three.
 KERNEL = "kernel"
+
+#: The file by which the notebook's first cell knows the package, seen from the folder that it puts on sys.path.
+CODE_MARKER = "siimcovid/kernel/steps.py"
 
 #: Stands for the owner in the kernel-metadata.json of the repository.
 NOBODY = "your-kaggle-name"

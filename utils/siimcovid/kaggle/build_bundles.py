@@ -1,16 +1,18 @@
-"""Builds the three datasets and the kernel's folder, each beside its place and then moved in whole.
+"""Builds the three datasets and the kernels' folders, each beside its place and then moved in whole.
 
 In:  the repository (package, notebook, kernel-metadata.json, requirements.lock), a weights folder, the owner's name.
-Out: `<out>/code`, `weights`, `wheels` and `kernel`, flat folders that Kaggle's client can upload as they are.
+Out: `<out>/code`, `weights`, `wheels` and `kernel` (or `kernel-<ending>`), flat folders that Kaggle's client can upload
+as they are.
 """
 
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import siimcovid
 from siimcovid.core.errors import InputError
@@ -19,7 +21,7 @@ from siimcovid.kaggle import CODE_ARCHIVE, KERNEL, SLUGS, wheels_dataset
 from siimcovid.kaggle import weights_dataset as weights_bundle
 from siimcovid.kaggle.code_dataset import write_code
 from siimcovid.kaggle.kaggle_metadata import DATASET_FILE, KERNEL_FILE, dataset_metadata, kernel_metadata
-from siimcovid.kaggle.kernel_folder import write_kernel
+from siimcovid.kaggle.kernel_folder import Kernel, write_kernel
 
 PACKAGE = Path(siimcovid.__file__).resolve().parent
 
@@ -61,34 +63,65 @@ def build(
     bundles: Sequence[str] = (*SLUGS, KERNEL),
     repository: Repository | None = None,
     pythons: Sequence[str] = wheels_dataset.PYTHONS,
+    kernels: Sequence[Kernel] = (Kernel(),),
+    parameters: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Build these bundles into `out`; returns a line with the size of each.
+    """Build these bundles into `out`; returns a line with the size of each, and what is worth knowing.
 
-    What can be wrong is looked at before anything is written or downloaded.
+    What can be wrong is checked before anything is written or downloaded.
+
+    Args:
+        out: the folder of the bundles' folders.
+        owner: the Kaggle name.
+        weights: a weights folder.
+        bundles: which of the three datasets, and KERNEL for `kernels`.
+        repository: by default the one in which this package lies.
+        pythons: the versions for which wheels are gathered.
+        kernels: which kernels.
+        parameters: of all kernels' notebooks, beside those that fit the weights.
     """
     repository = repository or Repository()
     repository.check()
-    kernel_metadata(repository.kernel_template, owner, repository.notebook.name)
     pins = wheels_dataset.read_pins(repository.lock)
+    settings: dict[str, Any] = {}
     if {"weights", KERNEL} & set(bundles):
         weights_bundle.verify(weights)
-        parameters = weights_bundle.kernel_parameters(weights)
-    for bundle in bundles:
-        if bundle == "wheels" and wheels_dataset.is_current(out / bundle, pins, pythons):
-            write_json(out / bundle / DATASET_FILE, dataset_metadata(bundle, owner))
-            continue
-        with assembled(out / bundle) as folder:
-            if bundle == "code":
-                write_code(repository.package, folder / CODE_ARCHIVE, repository.licence)
-            elif bundle == "weights":
-                weights_bundle.write_weights(weights, folder)
-            elif bundle == "wheels":
-                wheels_dataset.gather(pins, folder, pythons)
-            else:
-                write_kernel(repository.notebook, repository.kernel_template, owner, parameters, folder)
-            if bundle in SLUGS:
-                write_json(folder / DATASET_FILE, dataset_metadata(bundle, owner))
-    return [size_line(out / bundle) for bundle in bundles]
+        settings = {**weights_bundle.kernel_parameters(weights), **(parameters or {})}
+    for kernel in kernels if KERNEL in bundles else ():
+        kernel_metadata(repository.kernel_template, owner, repository.notebook.name, kernel.ending, kernel.earlier)
+    lines = []
+    for bundle in (name for name in bundles if name in SLUGS):
+        lines += _build_dataset(bundle, out / bundle, owner, weights, repository, pins, pythons)
+    for kernel in kernels if KERNEL in bundles else ():
+        with assembled(out / kernel.folder) as folder:
+            write_kernel(repository.notebook, repository.kernel_template, owner, settings, folder, kernel)
+        lines.append(size_line(out / kernel.folder))
+    return lines
+
+
+def _build_dataset(
+    bundle: str,
+    target: Path,
+    owner: str,
+    weights: Path,
+    repository: Repository,
+    pins: Mapping[str, str],
+    pythons: Sequence[str],
+) -> list[str]:
+    """Build one of the three datasets; returns the lines to print. Wheels that are there already are kept."""
+    notes: list[str] = []
+    if bundle == "wheels" and wheels_dataset.is_current(target, pins, pythons):
+        write_json(target / DATASET_FILE, dataset_metadata(bundle, owner))
+        return [size_line(target)]
+    with assembled(target) as folder:
+        if bundle == "code":
+            write_code(repository.package, folder / CODE_ARCHIVE, repository.licence)
+        elif bundle == "weights":
+            weights_bundle.write_weights(weights, folder)
+        else:
+            notes = wheels_dataset.gather(pins, folder, pythons)
+        write_json(folder / DATASET_FILE, dataset_metadata(bundle, owner))
+    return [size_line(target), *notes]
 
 
 @contextmanager
@@ -122,10 +155,7 @@ def size_line(folder: Path) -> str:
     return f"{folder}: {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB"
 
 
-def missing_bundles(out: Path) -> list[str]:
-    """The bundles that are not built yet."""
-    return [
-        name
-        for name in (*SLUGS, KERNEL)
-        if not (out / name / (DATASET_FILE if name in SLUGS else KERNEL_FILE)).is_file()
-    ]
+def missing_bundles(out: Path, kernel: str = KERNEL) -> list[str]:
+    """The bundles that are not built yet, of the three datasets and the kernel with this folder."""
+    absent = [name for name in SLUGS if not (out / name / DATASET_FILE).is_file()]
+    return absent if (out / kernel / KERNEL_FILE).is_file() else [*absent, kernel]

@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 from siimcovid.core.errors import InputError
+from siimcovid.kaggle import CODE_MARKER
 
 SKIPPED = {"__pycache__", ".ipynb_checkpoints"}
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date that a zip can hold
@@ -15,8 +16,8 @@ EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date that a zip can hold
 def write_code(package: Path, archive: Path, licence: Path | None = None) -> int:
     """Write the package folder as `siimcovid/…` into a zip, with the licence beside it; returns the number of files."""
     files = {f"{package.name}/{path.relative_to(package).as_posix()}": path for path in _files(package)}
-    if f"{package.name}/pipeline.py" not in files:
-        raise InputError(f"{package} is not the siimcovid package: it has no pipeline.py")
+    if CODE_MARKER not in files:
+        raise InputError(f"{package.parent} holds no siimcovid package: it has no {CODE_MARKER}")
     if licence is not None:
         files[licence.name] = licence
     # folders are entries too: imported from the archive itself, one without an __init__.py is found by its entry alone

@@ -6,7 +6,7 @@ client accepts; what it or the server would refuse is refused here, by name, bef
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ from siimcovid.kaggle import SLUGS
 
 DATASET_FILE = "dataset-metadata.json"
 KERNEL_FILE = "kernel-metadata.json"
+
+#: Two T4 GPUs of 15 GB, in Kaggle's words.
+MACHINE_SHAPE = "NvidiaTeslaT4"
 
 #: Characters, both ends included. Kaggle documents 3 to 50 for a slug; its client refuses to create one below 6.
 TITLE_LENGTH = (6, 50)
@@ -42,7 +45,8 @@ DATASETS = {
         "Python packages that Kaggle's image lacks, pinned, with checksums",
         "other",
         "Unchanged wheels of their projects, each under the licence that it carries: yolov5 GPL-3.0, ultralytics "
-        "AGPL-3.0, pylibjpeg-libjpeg GPL-3.0, python-gdcm and efficientnet-lite-pytorch Apache-2.0, the others MIT.",
+        "AGPL-3.0, pylibjpeg-libjpeg GPL-3.0, pebble LGPL-3.0, python-gdcm and efficientnet-lite-pytorch Apache-2.0, "
+        "the others MIT.",
     ),
 }
 
@@ -61,14 +65,21 @@ def dataset_metadata(bundle: str, owner: str) -> dict[str, Any]:
     return metadata
 
 
-def kernel_metadata(template: Path, owner: str, code_file: str) -> dict[str, Any]:
-    """The kernel-metadata.json of the repository for this owner and this notebook (a path beside the result)."""
+def kernel_metadata(
+    template: Path, owner: str, code_file: str, ending: str = "", earlier: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The kernel-metadata.json of the repository for this owner and this notebook (a path beside the result).
+
+    ending: of the slug and the title, "" for none. earlier: endings of the kernels whose output is mounted.
+    """
     metadata = read_json(template)
     slug = str(metadata.get("id", "")).rpartition("/")[2]
     metadata |= {
-        "id": f"{owner}/{slug}",
+        "id": f"{owner}/{slug}-{ending}".removesuffix("-"),
+        "title": f"{metadata.get('title')} {ending}".rstrip(),
         "code_file": code_file,
-        "dataset_sources": [f"{owner}/{slug}" for slug in SLUGS.values()],
+        "dataset_sources": [f"{owner}/{dataset}" for dataset in SLUGS.values()],
+        "kernel_sources": [f"{owner}/{slug}-{other}" for other in earlier],
     }
     check_kernel(metadata, template)
     return metadata
@@ -99,20 +110,22 @@ def check_dataset(metadata: Mapping[str, Any], source: Path | str = DATASET_FILE
 def check_kernel(metadata: Mapping[str, Any], source: Path | str = KERNEL_FILE) -> None:
     """Raise InputError for what `kaggle kernels push` would refuse, or would silently do otherwise than meant.
 
-    The client's own default for enable_internet is true, and a competition refuses a kernel with internet.
+    The client's own default for enable_internet is true, and a competition refuses a kernel with internet. Without
+    machine_shape Kaggle takes a P100, which its PyTorch no longer runs.
     """
     _check_identifier(metadata.get("id"), source)
     slug = metadata["id"].partition("/")[2]
     if re.sub(r"[^a-z0-9]+", "-", str(metadata.get("title")).lower()).strip("-") != slug:
         raise InputError(f"{source}: the title {metadata.get('title')!r} must give the slug {slug!r}")
-    wanted = {"enable_gpu": True, "enable_internet": False, "language": "python", "kernel_type": "notebook"}
+    wanted = {"enable_gpu": True, "machine_shape": MACHINE_SHAPE, "enable_internet": False}
+    wanted |= {"language": "python", "kernel_type": "notebook"}
     for key, value in wanted.items():
         if metadata.get(key) != value:
             raise InputError(f"{source}: {key} must be written out as {json.dumps(value)}, not {metadata.get(key)!r}")
     if metadata.get("competition_sources") != [COMPETITION_SLUG]:
         raise InputError(f"{source}: competition_sources must be [{COMPETITION_SLUG!r}]")
     sources = metadata.get("dataset_sources") or []
-    for identifier in sources:
+    for identifier in (*sources, *(metadata.get("kernel_sources") or [])):
         _check_identifier(identifier, source)
     if sorted(name.partition("/")[2] for name in sources) != sorted(SLUGS.values()):
         raise InputError(f"{source}: dataset_sources must name {', '.join(SLUGS.values())}, not {sources}")

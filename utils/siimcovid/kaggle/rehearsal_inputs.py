@@ -1,4 +1,4 @@
-"""What the rerun at home is given: a competition whose test folder was replaced, small weights, Kaggle's mounts.
+"""What a rehearsal is given: a competition whose test folder was replaced, small weights, Kaggle's mounts.
 
 In:  the built bundles. Out: for each of Kaggle's layouts, which folder lies where below /kaggle/input.
 """
@@ -6,7 +6,6 @@ In:  the built bundles. Out: for each of Kaggle's layouts, which folder lies whe
 import csv
 import shutil
 import zipfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,9 @@ from siimcovid.core.paths import COMPETITION_SLUG
 from siimcovid.kaggle import CODE_ARCHIVE, SLUGS
 
 SAMPLE = "sample_submission.csv"
+
+#: Side in pixels of the images that the small random models take.
+TINY_SIDE = 96
 
 
 @dataclass(frozen=True)
@@ -81,16 +83,23 @@ def sample_ids(sample: Path) -> set[str]:
         return {row[0] for row in csv.reader(stream)} - {"id"}
 
 
-def write_tiny_weights(folder: Path, side: int = 96) -> Path:
-    """Weights of the small preset for images of `side` pixels that know nothing: enough to go the whole way."""
+def tiny_overrides(side: int) -> dict[str, int]:
+    """Settings of the preset `small` with which every stage trains for one epoch on images of `side` pixels."""
+    from siimcovid.models.checkpoints import SUBMISSION_STAGES
+
+    sizes = {f"{stage}.{key}": side for stage in SUBMISSION_STAGES for key in ("size", "infer_size")}
+    return {**sizes, **{f"{stage}.training.epochs": 1 for stage in SUBMISSION_STAGES}}
+
+
+def write_tiny_weights(folder: Path, side: int = TINY_SIDE) -> Path:
+    """Random weights of the preset `small` for images of `side` pixels, in a weights folder with its manifest."""
     import torch
 
     from siimcovid.core.presets import load_preset
     from siimcovid.models import checkpoints, weights_manifest
 
-    stages: Sequence[str] = stage_names.SUBMISSION_STAGES
-    preset = load_preset("small", {f"{stage}.{key}": side for stage in stages for key in ("size", "infer_size")})
-    for stage in stages:
+    preset = load_preset("small", tiny_overrides(side))
+    for stage in stage_names.SUBMISSION_STAGES:
         torch.manual_seed(0)
         config = getattr(preset, stage)
         path = folder / f"{stage}.safetensors"

@@ -1,7 +1,7 @@
 """The wheels dataset: what Kaggle's Python lacks, pinned by requirements.lock, for each Python that Kaggle runs.
 
 pip downloads them at build time; a package that publishes no wheel is built into one, if it is plain Python. The list
-beside them pins every file by its checksum, and `install.py` installs from it without a network.
+beside them pins every file by its checksum, and `install_wheels.py` installs from it without a network.
 """
 
 import re
@@ -15,13 +15,14 @@ from siimcovid.core.errors import InputError
 from siimcovid.core.files import sha256, write_text
 from siimcovid.kaggle import WHEEL_LIST
 
-#: Distributions that the package needs and Kaggle's image does not have. The image is Colab's (its published pip freeze
-#: of June 2026) with the additions of Kaggle's docker-python (kaggle_requirements.txt): those two bring torch, numpy,
-#: pandas, numba, OpenCV, albumentations, accelerate, safetensors, pydicom, boto3 and seaborn, and were read for this.
+#: Distributions that the package needs and Kaggle's image does not have. Held against Kaggle's published package list
+#: of June 2026 (Kaggle/docker-python, installed_cpu_packages.txt), which has torch, numpy, pandas, numba, OpenCV,
+#: albumentations, accelerate, safetensors, pydicom, papermill, optuna and what yolov5 and ultralytics import.
 LACKING = (
     "dicomsdl",
     "efficientnet-lite-pytorch",
     "ensemble-boxes",
+    "pebble",
     "pylibjpeg",
     "pylibjpeg-libjpeg",
     "pylibjpeg-openjpeg",
@@ -30,7 +31,11 @@ LACKING = (
     "yolov5",
 )
 
-#: yolov5 imports pkg_resources, which setuptools 81 dropped: installed behind Kaggle's own only where it is missing.
+#: Decoders that take over from one another: a Python for which one of them has no wheel does with the others.
+OPTIONAL = ("dicomsdl", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "python-gdcm")
+
+#: yolov5 imports pkg_resources, which setuptools 82 dropped (81 warns). Kaggle's images have setuptools 75; this one is
+#: installed behind theirs, and only where no pkg_resources is found.
 PKG_RESOURCES = "setuptools"
 
 #: What else a development environment has and Kaggle does not: nothing in the kernel may need these.
@@ -46,10 +51,10 @@ UNUSED = (
     "ultralytics-thop",
 )
 
-#: Kaggle's Pythons: 3.11 until late 2025, 3.12 since.
-PYTHONS = ("3.11", "3.12")
+#: Pythons of Kaggle's images: 3.10 and 3.11 of those that can still be chosen, 3.12 of today's, 3.13 of the next.
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 
-#: Kaggle's image is Ubuntu 22.04, whose C library is 2.35.
+#: The C library of Ubuntu 22.04, on which the images are built, is 2.35.
 PLATFORMS = (*(f"manylinux_2_{minor}_x86_64" for minor in range(35, 4, -1)), "manylinux2014_x86_64")
 
 
@@ -97,17 +102,25 @@ def _pip(verb: str) -> list[str]:
     return [sys.executable, "-m", "pip", verb, "--quiet", "--disable-pip-version-check"]
 
 
-def gather(pins: Mapping[str, str], folder: Path, pythons: Sequence[str] = PYTHONS) -> None:
-    """Put the wheels and their list into `folder`. Raises InputError naming the package that could not be had."""
+def gather(pins: Mapping[str, str], folder: Path, pythons: Sequence[str] = PYTHONS) -> list[str]:
+    """Put the wheels and their list into `folder`; returns a line for each decoder that some Python has to do without.
+
+    Raises InputError naming a package that could not be had, where no other takes over.
+    """
     requirements = [f"{name}=={version}" for name, version in pins.items()]
+    notes = []
     for python in pythons:
         if _succeeds(download_command(requirements, python, folder)) is None:
             continue
         for requirement in requirements:  # one of them has no wheel: find out which
             complaint = _succeeds(download_command([requirement], python, folder))
-            if complaint is not None and not _build(requirement, folder):
+            if complaint is None or _build(requirement, folder):
+                continue
+            if requirement.partition("==")[0] not in OPTIONAL:
                 raise InputError(f"no wheel of {requirement} for Python {python}: {complaint}")
+            notes.append(f"{requirement} has no wheel for Python {python}: other decoders read its images there")
     write_text(folder / WHEEL_LIST, wheel_list(pins, folder))
+    return notes
 
 
 def _build(requirement: str, folder: Path) -> bool:
@@ -133,7 +146,8 @@ def _succeeds(command: Sequence[str]) -> str | None:
 def wheel_list(pins: Mapping[str, str], folder: Path) -> str:
     """The text of WHEEL_LIST: `name==version --hash=sha256:…`, one hash for each wheel of the distribution.
 
-    Raises InputError for a wheel that no pin asks for, or a pin without a wheel.
+    A decoder without any wheel is left out. Raises InputError for a wheel that no pin asks for, or another pin without
+    one.
     """
     hashes: dict[str, list[str]] = {name: [] for name in pins}
     for path in sorted(folder.glob("*.whl")):
@@ -141,12 +155,13 @@ def wheel_list(pins: Mapping[str, str], folder: Path) -> str:
         if pins.get(canonical(name)) != version:
             raise InputError(f"{path} is not one of the pinned wheels; remove it")
         hashes[canonical(name)].append(sha256(path))
-    absent = [f"{name}=={pins[name]}" for name, found in hashes.items() if not found]
+    absent = [f"{name}=={pins[name]}" for name, found in hashes.items() if not found and name not in OPTIONAL]
     if absent:
         raise InputError(f"{folder} has no wheel of {', '.join(absent)}")
     lines = [
         f"{name}=={pins[name]} " + " ".join(f"--hash=sha256:{digest}" for digest in found)
         for name, found in hashes.items()
+        if found
     ]
     return "\n".join(["# Checked by pip; siimcovid.kaggle.install_wheels installs what is missing.", *lines]) + "\n"
 
@@ -161,11 +176,16 @@ def is_current(folder: Path, pins: Mapping[str, str], pythons: Sequence[str] = P
 
 
 def fits(folder: Path, pins: Mapping[str, str], python: str) -> bool:
-    """Whether every pin has a wheel in `folder` that this Python can use."""
-    tag = f"cp{python.replace('.', '')}"
-    usable = {
-        canonical(path.name.split("-")[0])
-        for path in folder.glob("*.whl")
-        if path.name.endswith("-none-any.whl") or f"-{tag}-" in path.name
-    }
-    return usable >= set(pins)
+    """Whether every pin but the optional decoders has a wheel in `folder` that this Python can use."""
+    return {name for name in pins if name not in OPTIONAL} <= usable(folder, python)
+
+
+def usable(folder: Path, python: str) -> set[str]:
+    """The distributions with a wheel in `folder` for this Python: pure ones, its own, or of a stable ABI not newer."""
+    found, minor = set(), int(python.partition(".")[2])
+    for path in folder.glob("*.whl"):
+        name, _, *_, tag, abi, _ = path.stem.split("-")
+        fits_abi = abi == "none" or abi == f"cp3{minor}" or (abi == "abi3" and int(tag.removeprefix("cp3")) <= minor)
+        if fits_abi and (not tag.startswith("cp") or abi == "abi3" or tag == f"cp3{minor}"):
+            found.add(canonical(name))
+    return found

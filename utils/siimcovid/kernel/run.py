@@ -28,6 +28,7 @@ import pandas as pd
 from siimcovid.core.configuration import Preset
 from siimcovid.core.files import write_json
 from siimcovid.core.overrides import to_dict
+from siimcovid.core.paths import scratch_folder
 from siimcovid.core.presets import FULL
 from siimcovid.data.competition import Competition, index_table
 from siimcovid.data.image_memory import PREDICTION_BYTES, ImageMemory
@@ -87,8 +88,8 @@ class Run:
 
     @property
     def cache(self) -> Path:
-        """The folder of prepared images."""
-        return self.folder / "cache"
+        """The folder of prepared images: no part of a Kaggle kernel's output."""
+        return scratch_folder(self.folder) / "cache"
 
     @property
     def prepared_images(self) -> pd.DataFrame:

@@ -23,6 +23,7 @@ from siimcovid.kernel.run import Run
 from siimcovid.kernel.time_budget import smaller_images
 from siimcovid.models import checkpoints, weights_manifest
 from siimcovid.models.backbone import for_inference
+from siimcovid.models.device import training_processes
 from siimcovid.training import multi_gpu, train_stage
 
 
@@ -87,7 +88,7 @@ def fit(
     start: the weights folder to start from, by default the run's. step: of the plan, by default the model's own.
     """
     start, stage = start or (run.weights if run.verify else None), stage_of(name)
-    if torch.cuda.device_count() > 1:  # those processes have clocks of their own, which are told when to stop
+    if training_processes() > 1:  # those processes have clocks of their own, which are told when to stop
         seconds = run.budget.left() - run.needed_after(step or f"fit {name}")
         return multi_gpu.fit(stage, preset, images, run.cache, start, out, seconds)
     return train_stage.fit(stage, preset, images, run.cache, start, out, may_start_epoch)

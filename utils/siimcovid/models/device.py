@@ -1,5 +1,6 @@
 """Which device the models run on, and which process of a distributed launch this is."""
 
+import os
 import warnings
 
 import torch
@@ -29,3 +30,11 @@ def launched_as() -> PartialState:
     accelerate counts processes on CPUs only where it is told to use the CPU, and keeps the first answer.
     """
     return PartialState(cpu=not torch.cuda.is_available())
+
+
+def training_processes() -> int:
+    """Number of processes that train a stage together: one for each GPU, and one without.
+
+    SIIMCOVID_PROCESSES in the environment asks for others, which is how a machine without GPUs rehearses two.
+    """
+    return int(os.environ.get("SIIMCOVID_PROCESSES") or max(1, torch.cuda.device_count()))

@@ -14,12 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 from siimcovid.core.configuration import Preset
 from siimcovid.core.files import write_json
 from siimcovid.core.overrides import from_dict, to_dict
 from siimcovid.data.competition import read_index, write_index
+from siimcovid.models.device import training_processes
 from siimcovid.training import train_stage
 
 
@@ -41,7 +41,7 @@ def fit(
         RuntimeError: a process failed; what it printed stands above.
     """
     deadline = time.time() + seconds
-    count = processes or max(1, torch.cuda.device_count())
+    count = processes or training_processes()
     if count == 1:
         return train_stage.fit(stage, preset, images, folder, start, out, lambda epoch: time.time() + epoch < deadline)
     config = getattr(preset, stage)
@@ -53,8 +53,8 @@ def fit(
     places = {"images_csv": images_csv, "folder": folder, "start": start, "out": out}
     facts |= {name: None if place is None else str(Path(place).absolute()) for name, place in places.items()}
     write_json(job, facts | {"deadline": None if seconds == float("inf") else deadline})
-    package = Path(__file__).parents[2]  # in a kernel the package is on sys.path only
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")])}
+    importable = [str(Path(__file__).parents[2]), *filter(None, sys.path)]  # in a kernel: mounted wheels too
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(importable))}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
     done = subprocess.run([*command, "-m", "siimcovid.training.multi_gpu", str(job)], env=environment, check=False)
     if done.returncode:
