@@ -22,6 +22,7 @@ LACKING = (
     "dicomsdl",
     "efficientnet-lite-pytorch",
     "ensemble-boxes",
+    "pebble",
     "pylibjpeg",
     "pylibjpeg-libjpeg",
     "pylibjpeg-openjpeg",
