@@ -65,6 +65,14 @@ def test_processes_end_with_the_run():
         os.kill(pid, 0)
 
 
+def test_a_process_that_dies_idle_is_replaced():
+    run = run_apart(own_pid, range(3), 1, 60)
+    _, pid = next(run)
+    os.kill(pid, signal.SIGKILL)
+    time.sleep(0.5)
+    assert [job for job, result in run if result != pid] == [1, 2]
+
+
 def own_pid(job):
     return os.getpid()
 

@@ -80,15 +80,18 @@ def run_apart(function: Callable[[Any], Any], jobs: Iterable[Any], workers: int,
     try:
         while waiting or running:
             while waiting and len(running) < workers:
-                pool = idle.pop() if idle else ProcessPool(1, initializer=_silence, context=context)
+                used = bool(idle)
+                pool = idle.pop() if used else ProcessPool(1, initializer=_silence, context=context)
                 job, died_before = waiting.popleft()
                 try:
                     running[pool.schedule(_call, (function, job), timeout=limit)] = pool, job, died_before
                 except (OSError, RuntimeError) as error:
                     _stop([pool])
+                    waiting.appendleft((job, died_before))
+                    if used:  # its process died while it had nothing to do
+                        continue
                     if not running:
                         raise RuntimeError(f"no worker process can be started ({error})") from error
-                    waiting.appendleft((job, died_before))
                     workers = len(running)
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 pool, job, died_before = running.pop(future)
