@@ -57,7 +57,7 @@ def read_image_with_notices(path: Path | str) -> tuple[np.ndarray, list[str]]:
             stored = decode(dataset)
             notices += stored.notices
             pixels = to_grey(stored, dataset, notices)
-            return pixels, list(dict.fromkeys(notices))
+            return pixels, [one_line(notice) for notice in dict.fromkeys(notices)]
         except (DicomError, KeyboardInterrupt, SystemExit):
             raise
         except Refused as error:
