@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from siimcovid.apps.web.picture_decoder import decode_picture, picture_kind
-from support.png_files import chunk, png
+from support.png_chunks import chunk, png
 
 #: 12-bit values, (40, 50), rising to 3998.
 DEEP = (np.arange(2000).reshape(40, 50) * 2).astype(np.uint16)

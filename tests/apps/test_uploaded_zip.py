@@ -20,7 +20,7 @@ from siimcovid.apps.web.result_files import MEDIA_TYPES, result_file
 from siimcovid.apps.web.uploaded_files import Limits, decode_upload, hold_upload
 from siimcovid.core.labels import STUDY_LABELS
 from support.dicom_files import write
-from support.png_files import png
+from support.png_chunks import png
 
 LIMITS = Limits(images=4, pixels=1_000_000, memory=1 << 30, zip_files=20, unpacked_megabytes=2)
 

@@ -74,6 +74,26 @@ def test_garbage_never_escapes(tmp_path, whole):
     assert 0 < pictures < 150
 
 
+def test_reasons_are_printable(tmp_path, whole):
+    """An error may quote bytes of the file."""
+    path = tmp_path / "image.dcm"
+    path.write_bytes(whole.replace(b"1.2.840.10008.1.2.1", b"1.2\n\x07\x00\xff.10008.1.5.1"))
+    tags = {"syntax": JPEGLosslessSV1, "frames": [jpeg_lossless(values(12, False), 12)[:60]]}
+    for file in (path, write(tmp_path / "cut.dcm", values(12, False), 12, **tags)):
+        try:
+            read_image(file)
+        except DicomError as error:
+            assert error.reason.isprintable()  # noqa: PT017
+
+
+def test_a_codestream_that_ends_the_process_of_gdcm(tmp_path):
+    """One bit is stored, two are coded, and the predictor is none: gdcm calls abort."""
+    frame = jpeg_lossless(np.array([[0, 1, 1, 0]]), 2).replace(b"\xff\xda\0\x08\1\1\0\1", b"\xff\xda\0\x08\1\1\0\xf0")
+    path = write(tmp_path / "a.dcm", np.zeros((1, 4)), 1, syntax=JPEGLosslessSV1, frames=[frame])
+    with pytest.raises(DicomError, match="cannot be decoded"):
+        read_image(path)
+
+
 def test_what_is_no_exception_is_an_error_too(tmp_path, whole, monkeypatch):
     class Panic(BaseException):  # Rust's panics are no `Exception`
         pass

@@ -24,7 +24,7 @@ DELIMITER = struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
 TRAILING = struct.pack("<HH2sHI", 0xFFFC, 0xFFFC, b"OB", 0, 8) + bytes(8)
 
 
-@pytest.mark.parametrize("syntax", [JPEGLosslessSV1, JPEGBaseline8Bit, ExplicitVRLittleEndian, "1.2.3.4.5"])
+@pytest.mark.parametrize("syntax", [JPEGLosslessSV1, JPEGBaseline8Bit, ExplicitVRLittleEndian, "1.2\n\x07.4.5"])
 @pytest.mark.parametrize(
     ("value", "length", "noticed"),
     [
@@ -51,6 +51,7 @@ def test_wrappings(tmp_path, syntax, value, length, noticed):
     path.write_bytes(content[: start + 8] + padded + content[start + 8 + len(old) :])
     pixels, notices = read_image_with_notices(path)
     np.testing.assert_array_equal(pixels, plain_chain(plain))
+    assert all(notice.isprintable() for notice in notices)
     assert bool(notices) or not (noticed or syntax != JPEGLosslessSV1)
 
 

@@ -68,6 +68,7 @@ def test_pictures(tmp_path, images):
     assert {path.name for path in (tmp_path / "cache").iterdir()} == {
         *(f"{name}.png" for name in SHAPES),
         "failures.csv",
+        "notices.csv",
         "prepared.csv",
     }
 
@@ -229,3 +230,38 @@ def test_images_that_are_pictures(tmp_path, ending):
     assert np.abs(image_cache.read(tmp_path / "cache", "image").astype(int) - pixels).max() <= (
         0 if ending == ".png" else 3
     )
+
+
+def test_notices_are_rows(tmp_path, monkeypatch):
+    """They stay when nothing has to be made again, and are only those of the images that were asked for."""
+    for name, tags in {
+        "outside": {"WindowCenter": 9999, "WindowWidth": 2},
+        "two": {"WindowCenter": 9999, "WindowWidth": 2, "RescaleSlope": 0, "RescaleIntercept": 0},
+        "fine": {},
+    }.items():
+        write(tmp_path / f"{name}.dcm", np.eye(30) * 500, 12, **tags)
+    (tmp_path / "none.dcm").write_text("no image")
+    names = ["outside", "two", "fine", "none"]
+    images = pd.DataFrame([(name, str(tmp_path / f"{name}.dcm")) for name in names], columns=["image_id", "path"])
+    assert image_cache.read_notices(tmp_path / "cache").empty
+    assert tuple(image_cache.read_notices(tmp_path / "cache")) == image_cache.NOTICE_COLUMNS
+    outside = "the window of centre 9999 and width 2 is ignored: it lies outside the values, 0 to 500"
+    rescale = "RescaleSlope 0 with RescaleIntercept 0 is ignored: it makes every value the same"
+    for _ in range(2):
+        image_cache.prepare(images, tmp_path / "cache", SIZE, 1)
+        noticed = image_cache.read_notices(tmp_path / "cache")
+        assert noticed.to_numpy().tolist() == [["outside", outside], ["two", rescale], ["two", outside]]
+        monkeypatch.setattr(image_cache, "run_apart", no_work)
+    image_cache.prepare(images[1:], tmp_path / "cache", SIZE, 1)
+    assert set(image_cache.read_notices(tmp_path / "cache")["image_id"]) == {"two"}
+
+
+def test_names_that_are_not_utf_8(tmp_path):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/\xe9t\xe9.dcm")
+    write(tmp_path / "a.dcm", np.eye(30) * 500, 12, WindowCenter=9999, WindowWidth=2).rename(path)
+    images = pd.DataFrame({"image_id": [Path(path).stem, "\udcff"], "path": [path, "/gone.dcm"]})
+    for _ in range(2):
+        failures = image_cache.prepare(images, tmp_path / "cache", SIZE, 1)
+        assert failures["image_id"].tolist() == ["\udcff"]
+        assert image_cache.read_notices(tmp_path / "cache")["image_id"].tolist() == [Path(path).stem]
+    assert image_cache.read(tmp_path / "cache", Path(path).stem).shape == (30, 30)

@@ -24,7 +24,7 @@ from PIL import Image
 from siimcovid.apps.web.request_errors import STATUS, RequestError
 from siimcovid.apps.web.uploaded_files import Limits, decode_upload, hold_upload
 from support.dicom_files import write
-from support.png_files import COLOUR_TYPES, chunk, png
+from support.png_chunks import COLOUR_TYPES, chunk, png
 
 LIMITS = Limits(images=4, pixels=1_000_000, memory=2 << 30, zip_files=50, unpacked_megabytes=8)
 MINUTES = float(os.environ.get("FUZZ_MINUTES", "0"))

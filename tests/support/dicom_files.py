@@ -3,6 +3,7 @@
 import struct
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pydicom
@@ -17,7 +18,7 @@ ROWS, COLUMNS = 23, 17
 
 
 def write(
-    path: Path,
+    path: Path | BinaryIO,
     pixels: np.ndarray,
     stored: int,
     *,
@@ -26,7 +27,7 @@ def write(
     syntax: str = ExplicitVRLittleEndian,
     frames: list[bytes] | None = None,
     **tags,
-) -> Path:
+) -> Path | BinaryIO:
     """Write pixels (rows, columns[, 3]) as a DICOM file; `tags` are set last, None deletes one.
 
     A DataElement among them is written with its own VR, whatever the standard's is.

@@ -1,30 +1,24 @@
-"""PNG files written chunk by chunk, for those that no library would write."""
+"""PNG files of every kind, chunk by chunk: what no common library writes."""
 
 import struct
 import zlib
 
 import numpy as np
 
-#: PNG's colour types by the number of channels.
-COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
+GREY, RGB, PALETTE, GREY_ALPHA, RGB_ALPHA = 0, 2, 3, 4, 6
 
 
-def chunk(name: bytes, data: bytes) -> bytes:
-    """One chunk with its length and checksum."""
+def png(
+    values: np.ndarray, kind: int, bits: int, *, interlaced: bool = False, palette: bytes = b"", alpha: bytes = b""
+) -> bytes:
+    """A PNG of values (rows, columns[, channels]); interlaced ones must be 2 x 2. alpha: a palette's tRNS chunk."""
+    rows = values.astype(">u2" if bits == 16 else "u1")
+    parts = [rows[:1, :1], rows[:1, 1:], rows[1:]] if interlaced else [rows]  # Adam7's passes 1, 6 and 7 of 2 x 2
+    data = b"".join(b"\0" + row.tobytes() for part in parts for row in part)
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, kind, 0, 0, int(interlaced))
+    chunks = [(b"IHDR", header), (b"PLTE", palette), (b"tRNS", alpha), (b"IDAT", zlib.compress(data))]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(*chunk) for chunk in chunks if chunk[1]) + _chunk(b"IEND", b"")
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-
-def png(pixels: np.ndarray, *extra: bytes, palette: bytes = b"") -> bytes:
-    """Pixels (rows, columns[, channels]) uint8 or uint16 as a PNG file; `extra` are chunks before the pixels.
-
-    palette: RGB triples; then the pixels are places in it.
-    """
-    rows, columns = pixels.shape[:2]
-    depth = 8 * pixels.dtype.itemsize
-    kind = 3 if palette else COLOUR_TYPES[pixels.shape[2] if pixels.ndim == 3 else 1]
-    lines = pixels.astype(f">u{depth // 8}").reshape(rows, -1)
-    data = b"".join(b"\0" + line.tobytes() for line in lines)  # 0: no filter
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", columns, rows, depth, kind, 0, 0, 0))
-    parts = [chunk(b"PLTE", palette)] if palette else []
-    parts += [*extra, chunk(b"IDAT", zlib.compress(data)), chunk(b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + header + b"".join(parts)

@@ -6,7 +6,7 @@ their high bits mean nothing. No look-up table is applied here; `siimcovid.data.
 Three ways, tried in this order:
 - uncompressed and ordinary: a view of the bytes that were read, nothing is copied;
 - JPEG Lossless (440 of the competition's 6,334 train images): dicomsdl, three to five times faster than the others;
-- everything else: whatever decoder pydicom has (gdcm, pylibjpeg, Pillow, its own RLE).
+- everything else: whatever decoder pydicom has (pylibjpeg, gdcm, Pillow, its own RLE).
 
 The decoders are C and C++ and believe what they are told, so sizes are checked before any of them is called.
 """
@@ -14,6 +14,7 @@ The decoders are C and C++ and believe what they are told, so sizes are checked 
 import re
 import struct
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import numpy as np
 import pydicom.pixels
@@ -88,7 +89,9 @@ def decode(dataset: Dataset) -> Stored:
                 pixels = pixels.view(f"<i{data_type.itemsize}")
             low = dataset.HighBit + 1 - dataset.BitsStored
             return Stored(pixels, dataset.BitsAllocated - dataset.BitsStored, low, tuple(notices))
-    pixels = pydicom.pixels.pixel_array(dataset, index=0)
+    # gdcm ends the process over some damaged codestreams of JPEG Lossless, which pylibjpeg refuses; same pixels
+    plugin = "pylibjpeg" if syntax in LOSSLESS and find_spec("libjpeg") else ""
+    pixels = pydicom.pixels.pixel_array(dataset, index=0, decoding_plugin=plugin)
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
         pixels = pydicom.pixels.apply_color_lut(pixels, dataset)
     return Stored(pixels, notices=tuple(notices))

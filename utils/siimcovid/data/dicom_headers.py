@@ -20,7 +20,7 @@ from siimcovid.core.progress import progress_bar
 from siimcovid.core.tables import numbers, read_csv
 from siimcovid.data.dicom_codestream import Codestream, codestream_size, unpack_frame
 from siimcovid.data.dicom_file import read_elements
-from siimcovid.data.dicom_numbers import read_integer
+from siimcovid.data.dicom_numbers import one_line, read_integer
 
 #: Threads that wait for files. Headers are latency (a mounted folder answers in milliseconds), not computation:
 #: 6,334 take about 5 s of one core, and 7 s where each file answers after 10 ms.
@@ -60,7 +60,7 @@ def read_header(path: Path | str) -> Header:
         header = _header_of(dcmread(path, stop_before_pixels=True, force=True, specific_tags=tags))
         fault = "no DICOM file, or one without Rows and Columns"
     except Exception as error:  # a damaged header makes pydicom raise nearly anything
-        header, fault = None, " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        header, fault = None, one_line(f"{type(error).__name__}: {error}")
     if header is None or header.rows <= 0 or header.columns <= 0:
         with suppress(Exception):
             dataset = read_elements(path, [], also=("PatientID",))

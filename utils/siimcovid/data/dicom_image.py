@@ -19,6 +19,7 @@ from siimcovid.data.dicom_decode import decode
 from siimcovid.data.dicom_description import Refused
 from siimcovid.data.dicom_file import PIXEL_DATA, read_elements
 from siimcovid.data.dicom_grey import to_grey
+from siimcovid.data.dicom_numbers import one_line
 
 
 class DicomError(InputError):
@@ -56,7 +57,7 @@ def read_image_with_notices(path: Path | str) -> tuple[np.ndarray, list[str]]:
             stored = decode(dataset)
             notices += stored.notices
             pixels = to_grey(stored, dataset, notices)
-            return pixels, list(dict.fromkeys(notices))
+            return pixels, [one_line(notice) for notice in dict.fromkeys(notices)]
         except (DicomError, KeyboardInterrupt, SystemExit):
             raise
         except Refused as error:
@@ -66,7 +67,7 @@ def read_image_with_notices(path: Path | str) -> tuple[np.ndarray, list[str]]:
         except OSError as error:
             raise DicomError(path, f"cannot be read from the disk ({error.strerror or error})") from error
         except BaseException as error:  # damaged data raise nearly every type there is, a panic of Rust's among them
-            raise DicomError(path, f"cannot be decoded ({_one_line(error)})") from error
+            raise DicomError(path, f"cannot be decoded ({one_line(f'{type(error).__name__}: {error}')})") from error
 
 
 def _open(path: Path | str, notices: list[str]) -> Dataset:
@@ -100,9 +101,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _one_line(error: BaseException) -> str:
-    """An exception's type and text as one line that is never long."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return text if len(text) <= 300 else text[:299] + "…"

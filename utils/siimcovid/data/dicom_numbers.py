@@ -51,9 +51,13 @@ def raw_values(dataset: Dataset, keyword: str) -> list[Any]:
 
 def shown(value: Any) -> str:
     """A header's value for a notice: one short line without control characters."""
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    text = "".join(letter if letter.isprintable() else "?" for letter in text)
-    return text if len(text) <= 40 else text[:39] + "…"
+    return one_line(f"{value:g}" if isinstance(value, float) else str(value), 40)
+
+
+def one_line(text: str, longest: int = 300) -> str:
+    """A text of any origin as one printable line of at most `longest` letters."""
+    text = "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def _number(value: Any, keyword: str, notices: list[str]) -> float | None:

@@ -5,7 +5,9 @@ In: the index (image_id and path of each row count). Out, in one folder:
     <image_id>.png   8-bit grey, 0 black; sides in the image's proportions, the longer one the working size or, where
                      the image is smaller, the image's own
     failures.csv     image_id, path, reason: the images without a picture; always there when `prepare` is done
-    prepared.csv     image_id, source_bytes, source_modified_ns, size, reason: what each picture was made of
+    notices.csv      image_id, notice: a row for everything in an image's file that was ignored, repaired or guessed,
+                     so that its picture may not show what was meant; always there too
+    prepared.csv     image_id, source_bytes, source_modified_ns, size, reason, notices: what each picture was made of
 
 prepared.csv (with prepared-<k>-of-<n>.csv where machines share the work) grows by a line per image, so a run that was
 killed goes on where it stopped. An image is made again when its
@@ -26,7 +28,8 @@ import numpy as np
 from siimcovid.core.errors import InputError
 from siimcovid.core.files import atomic_path, write_csv
 from siimcovid.core.processes import Lost, processors, run_apart
-from siimcovid.data.dicom_image import DicomError, read_image
+from siimcovid.data.dicom_image import DicomError, read_image_with_notices
+from siimcovid.data.picture_files import is_picture, read_picture
 
 if TYPE_CHECKING:  # the worker processes import this module, and need neither pandas nor tqdm
     import pandas as pd
@@ -41,19 +44,31 @@ LIMIT = 300.0
 #: Seconds after which a temporary file is no running process's any more.
 ABANDONED = 600.0
 
-#: Endings of images that are pictures already, as NIH's are; all else is read as DICOM.
-PICTURES = (".png", ".jpg", ".jpeg")
-
 FAILURE_COLUMNS = ("image_id", "path", "reason")
+NOTICE_COLUMNS = ("image_id", "notice")
+
+#: File names need not be UTF-8, nor the ids that are made of them: such bytes are written as they are.
+ENCODING: dict[str, str] = {"encoding": "utf-8", "errors": "surrogateescape"}
 
 
 class Made(NamedTuple):
-    """A line of prepared.csv: what a picture was made of; `reason` says why there is none, and is empty else."""
+    """A line of prepared.csv: what a picture was made of.
+
+    reason: why there is none, empty where there is one. notices: what was noticed, separated by tabs.
+    """
 
     source_bytes: int
     source_modified_ns: int
     size: int
     reason: str
+    notices: str = ""
+
+
+class Outcome(NamedTuple):
+    """What became of one image: `reason` is empty where it has a picture."""
+
+    reason: str
+    notices: tuple[str, ...] = ()
 
 
 def prepare(
@@ -68,11 +83,10 @@ def prepare(
 
     images: rows of the index. size: longer side in pixels. workers: number of processes, by default one for each
     processor. part: (k, n) makes every n-th image from number k on, with a journal of its own, so that n machines can
-    share the work on one folder; a call without it afterwards finds everything made.
+    share the work on one folder; a call without it afterwards finds everything made. What was noticed of these images
+    is then in notices.csv, see read_notices.
     Raises InputError for a size or number of workers below 1 and for an image_id that stands there twice.
     """
-    import pandas as pd
-
     from siimcovid.core.progress import progress_bar
 
     folder = Path(folder)
@@ -83,37 +97,65 @@ def prepare(
         raise InputError(f"image {images['image_id'][images['image_id'].duplicated()].iloc[0]!r} is there twice")
     images = images.iloc[part[0] :: part[1]]
     folder.mkdir(parents=True, exist_ok=True)
-    made, pictures = _read_journal(folder), _pictures(folder)
-    reasons: dict[str, str] = {}  # of every image that is settled; empty where there is a picture
-    todo: dict[str, Made] = {}
     paths = dict(zip(images["image_id"], images["path"], strict=True))
-    for image, path in paths.items():
-        source = _source(path, size)
-        known = made.get(image)
-        if source.reason:
-            _picture_path(folder, image).unlink(missing_ok=True)
-            reasons[image] = source.reason
-        elif known and known[:3] == source[:3] and (known.reason or image in pictures):
-            reasons[image] = known.reason
-        else:
-            todo[image] = source
+    made = _read_journal(folder)
+    settled, todo = _sort(paths, folder, size, made)
     if todo:
         jobs = [(paths[image], _picture_path(folder, image), size) for image in todo]
         quiet = None if progress else True
-        bar = progress_bar(None, "prepare", "image", len(paths), initial=len(reasons), delay=1, disable=quiet)
+        bar = progress_bar(None, "prepare", "image", len(paths), initial=len(settled), delay=1, disable=quiet)
         with bar, _journal(folder, made, part) as journal:
-            for (_, picture, _), result in run_apart(_make, jobs, workers, LIMIT):
-                image, reason = picture.stem, result
-                if isinstance(result, Lost):
+            for (_, picture, _), outcome in run_apart(_make, jobs, workers, LIMIT):
+                if isinstance(outcome, Lost):
                     picture.unlink(missing_ok=True)
-                    reason = result.reason
-                reasons[image] = reason
-                _write_line(journal, image, todo[image]._replace(reason=reason))
+                    outcome = Outcome(outcome.reason)
+                image = picture.stem
+                settled[image] = todo[image]._replace(reason=outcome.reason, notices="\t".join(outcome.notices))
+                _write_line(journal, image, settled[image])
                 bar.update()
-    failed = [(image, path, reasons[image]) for image, path in paths.items() if reasons[image]]
-    failures = pd.DataFrame(failed, columns=list(FAILURE_COLUMNS), dtype=str)
-    write_csv(failures, folder / "failures.csv")
-    return failures
+    failed = [(image, path, settled[image].reason) for image, path in paths.items() if settled[image].reason]
+    noticed = [(image, notice) for image in paths for notice in settled[image].notices.split("\t") if notice]
+    _write_table(folder / "notices.csv", noticed, NOTICE_COLUMNS)
+    return _write_table(folder / "failures.csv", failed, FAILURE_COLUMNS)
+
+
+def read_notices(folder: Path | str) -> "pd.DataFrame":
+    """notices.csv as a table, NOTICE_COLUMNS: what the last `prepare` noticed of its images; empty where none ran."""
+    import pandas as pd
+
+    try:
+        return pd.read_csv(
+            Path(folder) / "notices.csv", dtype=str, keep_default_na=False, encoding_errors="surrogateescape"
+        )
+    except FileNotFoundError:
+        return pd.DataFrame(columns=list(NOTICE_COLUMNS), dtype=str)
+
+
+def _sort(
+    paths: dict[str, str], folder: Path, size: int, made: dict[str, Made]
+) -> tuple[dict[str, Made], dict[str, Made]]:
+    """Which images are settled, with or without a picture, and which have to be made; of what, by image_id."""
+    pictures = _pictures(folder)
+    settled, todo = {}, {}
+    for image, path in paths.items():
+        source, known = _source(path, size), made.get(image)
+        if source.reason:
+            _picture_path(folder, image).unlink(missing_ok=True)
+            settled[image] = source
+        elif known and known[:3] == source[:3] and (known.reason or image in pictures):
+            settled[image] = known
+        else:
+            todo[image] = source
+    return settled, todo
+
+
+def _write_table(path: Path, rows: list[tuple], columns: tuple[str, ...]) -> "pd.DataFrame":
+    """Write rows of text as a CSV file, and return them as a table."""
+    import pandas as pd
+
+    table = pd.DataFrame(rows, columns=list(columns), dtype=str)
+    write_csv(table, path)
+    return table
 
 
 def read(folder: Path | str, image_id: str) -> np.ndarray:
@@ -140,30 +182,19 @@ def fit(image: np.ndarray, size: int) -> np.ndarray:
     return cv2.resize(image, shape, interpolation=cv2.INTER_AREA)
 
 
-def _make(job: tuple[str, Path, int]) -> str:
-    """Make one picture, in a worker process. Returns "", or the reason why the image cannot be read."""
+def _make(job: tuple[str, Path, int]) -> Outcome:
+    """Make one picture, in a worker process."""
     path, picture, size = job
     cv2.setNumThreads(1)  # the processes share the processors among them already
     try:
-        image = fit(_read_picture(path) if path.lower().endswith(PICTURES) else read_image(path), size)
+        image, notices = read_picture(path) if is_picture(path) else read_image_with_notices(path)
     except DicomError as error:
         picture.unlink(missing_ok=True)  # an older one, of another image by this name
-        return error.reason
-    data = cv2.imencode(".png", image, (cv2.IMWRITE_PNG_COMPRESSION, 1))[1]
+        return Outcome(error.reason)
+    data = cv2.imencode(".png", fit(image, size), (cv2.IMWRITE_PNG_COMPRESSION, 1))[1]
     with atomic_path(picture) as temporary:
         data.tofile(temporary)
-    return ""
-
-
-def _read_picture(path: str) -> np.ndarray:
-    """A PNG or JPEG image as uint8 (rows, columns). Raises DicomError for one that is damaged."""
-    try:
-        image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_GRAYSCALE)
-    except (OSError, cv2.error):
-        image = None
-    if image is None:
-        raise DicomError(path, "is no whole PNG or JPEG")
-    return image
+    return Outcome("", tuple(notices))
 
 
 def _picture_path(folder: Path, image_id: str) -> Path:
@@ -200,11 +231,11 @@ def _read_journal(folder: Path) -> dict[str, Made]:
     """prepared.csv by image_id; the last line of an image counts, and a line that a killed run tore does not."""
     made = {}
     for journal in sorted(folder.glob("prepared*.csv")):
-        with suppress(FileNotFoundError), open(journal, newline="", encoding="utf-8") as stream:
+        with suppress(FileNotFoundError), open(journal, newline="", **ENCODING) as stream:
             for line in csv.reader(stream):
                 with suppress(ValueError):  # the titles, or a torn line
-                    image, source_bytes, modified, size, reason = line
-                    made[image] = Made(int(source_bytes), int(modified), int(size), reason)
+                    image, source_bytes, modified, size, reason, notices = line
+                    made[image] = Made(int(source_bytes), int(modified), int(size), reason, notices)
     return made
 
 
@@ -212,11 +243,11 @@ def _read_journal(folder: Path) -> dict[str, Made]:
 def _journal(folder: Path, made: dict[str, Made], part: tuple[int, int]) -> Iterator[TextIO]:
     """prepared.csv, or a part's prepared-<k>-of-<n>.csv, written anew with a line for each image, and open for more."""
     path = folder / ("prepared.csv" if part[1] == 1 else f"prepared-{part[0]}-of-{part[1]}.csv")
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", **ENCODING) as stream:
         csv.writer(stream, lineterminator="\n").writerow(("image_id", *Made._fields))
         for image, line in made.items():
             _write_line(stream, image, line)
-    with open(path, "a", newline="", encoding="utf-8", buffering=1) as stream:  # a line reaches the disk when it ends
+    with open(path, "a", newline="", buffering=1, **ENCODING) as stream:  # a line reaches the disk when it ends
         yield stream
 
 

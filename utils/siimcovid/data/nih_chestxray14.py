@@ -15,9 +15,9 @@ import pandas as pd
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import NIH_FINDINGS
 from siimcovid.core.tables import read_csv, some
+from siimcovid.data.picture_files import PICTURES
 
 ENTRIES = ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv")
-ENDINGS = (".png", ".jpg", ".jpeg")
 
 
 def load_nih(folder: Path | str) -> tuple[pd.DataFrame, tuple[str, ...]]:
@@ -65,6 +65,6 @@ def _images(folder: Path) -> dict[str, str]:
             with os.scandir(inside) as found:
                 names = sorted(entry.name for entry in found if not entry.name.startswith("."))
             for stem, ending in map(os.path.splitext, names):
-                if ending.lower() in ENDINGS:
+                if ending.lower() in PICTURES:
                     paths.setdefault(stem, str(inside / (stem + ending)))
     return paths

@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     from siimcovid.core.tables import some
     from siimcovid.data.competition import load
     from siimcovid.data.dicom_headers import IMAGE_COLUMNS
-    from siimcovid.data.image_cache import prepare
+    from siimcovid.data.image_cache import prepare, read_notices
 
     no_headers = pd.DataFrame(columns=list(IMAGE_COLUMNS))  # only ids and paths are needed: spares opening every file
     images = load(find_competition(args.competition), headers=no_headers).images
@@ -30,4 +30,6 @@ def run(args: argparse.Namespace) -> int:
     print(f"{args.out}: {len(images) - len(failures):,} images of {len(images):,}")
     if len(failures):
         print(f"{args.out / 'failures.csv'}: {len(failures):,} cannot be read ({some(list(failures['image_id']))})")
+    if len(noticed := read_notices(args.out)["image_id"].unique()):
+        print(f"{args.out / 'notices.csv'}: {len(noticed):,} may not show what was meant ({some(list(noticed))})")
     return 0
