@@ -17,7 +17,8 @@ RUN := runs/$(if $(is_demo),demo$(if $(filter 0,$(SEED)),,-$(SEED)),$(own_name))
 # one test process a core, each with one thread of the numeric libraries
 PROCESSES ?= $(shell n=$$(nproc); echo $$((n < 8 ? n : 8)))
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
-PARALLEL := -n $(PROCESSES) --dist loadfile
+# whole files go to a process, those with slow tests first (tests/conftest.py)
+PARALLEL := -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 export YOLO_OFFLINE := true
 export NO_ALBUMENTATIONS_UPDATE := 1
