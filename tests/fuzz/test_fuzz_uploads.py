@@ -228,13 +228,17 @@ def decoder():
 
 def fuzz(test, share: float) -> None:
     """Run a hypothesis test: once, the same examples each time; or for a share of FUZZ_MINUTES, always others."""
-    options = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
-    if not MINUTES:
-        settings(max_examples=EXAMPLES, derandomize=True, **options)(test)()
-        return
+    run = settings(
+        max_examples=EXAMPLES,
+        derandomize=not MINUTES,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )(test)
     end = time.monotonic() + 60 * MINUTES * share
+    run()
     while time.monotonic() < end:
-        settings(max_examples=EXAMPLES, **options)(test)()
+        run()
 
 
 def test_damaged_files(seeds, decoder):

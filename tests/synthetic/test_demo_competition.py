@@ -15,11 +15,13 @@ import pytest
 from siimcovid.apps.command_line import main
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import STUDY_COLUMNS, STUDY_LABELS
-from siimcovid.synthetic import demo_competition as competition
+from siimcovid.synthetic import competition_plan
 from siimcovid.synthetic.anatomy import Anatomy
-from siimcovid.synthetic.demo_competition import deal, plan_split, write_competition
-from siimcovid.synthetic.lung_findings import extent, plan
-from siimcovid.synthetic.radiograph import pose, render
+from siimcovid.synthetic.competition_plan import allocate, plan_split
+from siimcovid.synthetic.demo_competition import image_path, write_competition
+from siimcovid.synthetic.dicom_writer import to_dicom
+from siimcovid.synthetic.lung_findings import choose_findings, visible_box
+from siimcovid.synthetic.radiograph import place_patient, render
 
 SMALL = {"train_studies": 28, "test_studies": 8, "seed": 3, "scale": 0.04}
 STUDIES, IMAGES, PATIENTS = 6054, 6334, 3261  # of the real train set
@@ -54,17 +56,17 @@ def tree(folder: Path) -> dict[str, str]:
         ({"a": 1, "b": 1}, 4, {"a": 2, "b": 2}),
         ({"a": 2, "b": 1}, 4, {"a": 3, "b": 1}),  # shares 2.67 and 1.33
         ({"a": 9, "b": 1}, 3, {"a": 3}),  # shares 2.7 and .3
-        (competition.LABEL_COUNTS, 60, {"negative": 17, "typical": 28, "indeterminate": 10, "atypical": 5}),
-        (competition.LABEL_COUNTS, 240, {"negative": 66, "typical": 113, "indeterminate": 42, "atypical": 19}),
+        (competition_plan.LABEL_COUNTS, 60, {"negative": 17, "typical": 28, "indeterminate": 10, "atypical": 5}),
+        (competition_plan.LABEL_COUNTS, 240, {"negative": 66, "typical": 113, "indeterminate": 42, "atypical": 19}),
     ],
 )
-def test_deal_gives_every_key_its_share(counts, total, expected):
-    assert Counter(deal(np.random.default_rng(0), counts, total)) == expected
+def test_allocate_gives_every_key_its_share(counts, total, expected):
+    assert Counter(allocate(np.random.default_rng(0), counts, total)) == expected
 
 
 def test_a_plan_of_the_real_size_has_the_real_counts(real_train):
     studies = {image.study: image for image in real_train if image.annotated}
-    assert Counter(image.study_label for image in studies.values()) == competition.LABEL_COUNTS
+    assert Counter(image.study_label for image in studies.values()) == competition_plan.LABEL_COUNTS
     assert len(real_train) == pytest.approx(IMAGES, abs=40)
     assert len({image.patient for image in real_train}) == PATIENTS
     per_patient = Counter(Counter(image.patient for image in studies.values()).values())
@@ -99,33 +101,37 @@ def test_the_constants_are_the_counts_of_the_real_files(real):
     studies = pd.read_csv(labels / "train_study_level.csv.gz").set_index("id")
     meta = pd.read_csv(labels / "train_meta_patient_series.csv.gz")
     study_label = pd.Series(np.array(STUDY_LABELS)[studies.to_numpy().argmax(1)], index=studies.index.str[:-6])
-    assert study_label.value_counts().to_dict() == competition.LABEL_COUNTS
+    assert study_label.value_counts().to_dict() == competition_plan.LABEL_COUNTS
     assert list(studies.columns) == list(STUDY_COLUMNS)
     boxes = images["boxes"].fillna("[]").map(ast.literal_eval).map(len).groupby(images["StudyInstanceUID"]).max()
-    for name, counts in competition.BOX_COUNTS.items():
+    for name, counts in competition_plan.BOX_COUNTS.items():
         found = boxes[study_label[study_label == name].index].value_counts()
         for number, times in counts.items():
             assert times == pytest.approx(found[number], abs=2), (name, number)  # 5 and 8 boxes are left out
     drawn_images = meta.groupby("studyid").size()
-    assert study_label[drawn_images[drawn_images > 1].index].value_counts().to_dict() == competition.REPEATED_COUNTS
-    for number, times in competition.IMAGE_COUNTS.items():
+    assert (
+        study_label[drawn_images[drawn_images > 1].index].value_counts().to_dict() == competition_plan.REPEATED_COUNTS
+    )
+    for number, times in competition_plan.IMAGE_COUNTS.items():
         assert (drawn_images == number).sum() == times
     per_patient = meta.groupby("patientid")["studyid"].nunique().value_counts()
-    assert per_patient.to_dict() == competition.STUDIES_PER_PATIENT
+    assert per_patient.to_dict() == competition_plan.STUDIES_PER_PATIENT
     sizes = pd.read_csv(labels / "image_sizes_train_test_meta.csv.gz").groupby(["dim0", "dim1"]).size()
-    assert {shape: sizes[shape] for shape in competition.SIZE_COUNTS} == competition.SIZE_COUNTS
-    assert min(competition.SIZE_COUNTS.values()) == sizes.nlargest(24).min()
+    assert {shape: sizes[shape] for shape in competition_plan.SIZE_COUNTS} == competition_plan.SIZE_COUNTS
+    assert min(competition_plan.SIZE_COUNTS.values()) == sizes.nlargest(24).min()
 
 
 def test_boxes_have_the_sizes_and_places_of_the_radiologists(real_train):
     found = []
     for image in real_train[:400]:
         anatomy = Anatomy.draw(image.patient_seed)
-        canvas = pose(np.random.default_rng([image.study_seed, 0]), anatomy, (120, 146))
+        canvas = place_patient(np.random.default_rng([image.study_seed, 0]), anatomy, (120, 146))
         lungs = anatomy.lungs()
-        findings = plan(np.random.default_rng([image.study_seed, 1]), image.study_label, image.boxes, canvas, lungs)
+        findings = choose_findings(
+            np.random.default_rng([image.study_seed, 1]), image.study_label, image.boxes, canvas, lungs
+        )
         masks = canvas.area(lungs[0]), canvas.area(lungs[1])
-        found += [extent(finding.density(canvas, masks)) for finding in findings if finding.boxed]
+        found += [visible_box(finding.density(canvas, masks)) for finding in findings if finding.boxed]
     x1, y1, x2, y2 = np.array(found).T
     width, height, x, y = x2 - x1, y2 - y1, (x1 + x2) / 2, (y1 + y2) / 2
     for name, values, quantiles, tolerance in (  # 5, 50 and 95 %, counted on the real 7,853 boxes
@@ -207,7 +213,7 @@ def test_headers_are_as_planned_and_pixels_decode(demo):
         "JPEG Lossless, Non-Hierarchical, First-Order Prediction (Process 14 [Selection Value 1])",
     }
     for image in planned:
-        drawn = pydicom.dcmread(competition.image_path(demo, image))
+        drawn = pydicom.dcmread(image_path(demo, image))
         assert (drawn.StudyInstanceUID, drawn.SeriesInstanceUID, drawn.SOPInstanceUID) == (
             image.study,
             image.series,
@@ -233,7 +239,7 @@ def test_headers_are_as_planned_and_pixels_decode(demo):
 def test_monochrome1_is_stored_inverted():
     image = next(image for image in plan_split(0, "train", 40, 0.04) if image.photometric == "MONOCHROME1")
     ramp = np.tile(np.linspace(0, 1, image.shape[1], dtype=np.float32), (image.shape[0], 1))
-    stored = competition.encode(image, ramp, np.random.default_rng(0)).pixel_array.astype(int)
+    stored = to_dicom(image, ramp, np.random.default_rng(0)).pixel_array.astype(int)
     assert (np.diff(stored[0]) <= 0).all()
     assert stored[0, 0] > 0.9 * 2**image.bits
 
@@ -275,8 +281,8 @@ def test_boxes_surround_what_the_findings_changed(study_label, boxes, seed):
 
 
 def findings_of(anatomy, study_label, boxes, shape, seed):
-    canvas = pose(np.random.default_rng([seed, 0]), anatomy, shape)
-    return plan(np.random.default_rng([seed, 1]), study_label, boxes, canvas, anatomy.lungs())
+    canvas = place_patient(np.random.default_rng([seed, 0]), anatomy, shape)
+    return choose_findings(np.random.default_rng([seed, 1]), study_label, boxes, canvas, anatomy.lungs())
 
 
 def test_a_typical_study_has_both_lungs_and_an_atypical_one_no_typical_opacity():

@@ -1,4 +1,4 @@
-"""Draws chest radiographs and lays them out as the competition, NIH or RSNA do: data for the demo and the tests.
+"""Draws synthetic chest radiographs and writes them in the competition's, NIH's or RSNA's layout.
 
 In: a seed and the number of studies. Out: a competition folder of DICOM files and CSVs, with the held-back ground truth
 beside it in `<folder>.truth/`.

@@ -1,8 +1,8 @@
-"""A synthetic image's body: outlines, bones, vessels and soft tissue as attenuation, in chest coordinates
-(`synthetic_canvas`).
+"""The body on a synthetic image: outlines, bones, vessels and soft tissue as attenuation, in chest coordinates
+(canvas.py).
 
 Attenuations add up along the beam, so a body is a sum of shapes: 0 is air, about 0.3 lung, 0.6 the chest wall and 0.9
-the spine or the liver. What a patient keeps from study to study is in `Anatomy`.
+the spine or the liver. `Anatomy` holds what is the same in all studies of a patient.
 """
 
 from dataclasses import dataclass
@@ -60,7 +60,7 @@ class Body(NamedTuple):
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A patient."""
+    """What is the same on all images of a patient."""
 
     seed: int
     breasts: float  # attenuation of the breasts' shadows, 0 for none
@@ -74,7 +74,7 @@ class Anatomy:
 
     @classmethod
     def draw(cls, seed: int) -> "Anatomy":
-        """The patient of a seed."""
+        """Draw a patient at random; the same seed gives the same patient."""
         rng = np.random.default_rng(seed)
         return cls(
             seed=seed,
@@ -211,5 +211,7 @@ def thickness(canvas: Canvas, body: np.ndarray, depth: float) -> np.ndarray:
     """How thick a body is, 0 to 1: it rises from its silhouette over about `depth` half thoraces."""
     small = cv2.resize(body, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
     distance = cv2.distanceTransform((small > 0.5).astype(np.uint8), cv2.DIST_L2, 3)
-    distance = np.minimum(distance, max(small.shape)) * 4 / canvas.unit  # OpenCV says infinity where nothing is outside
+    distance = (
+        np.minimum(distance, max(small.shape)) * 4 / canvas.unit
+    )  # OpenCV gives infinity where nothing is outside
     return body * cv2.resize(1 - np.exp(-distance / depth), canvas.shape[::-1])

@@ -1,7 +1,7 @@
-"""What a synthetic image's lungs can hold: where each study label puts how much of what, and how it looks.
+"""Findings in a synthetic image's lungs: kinds, positions, sizes and contrast by study label, and how each is drawn.
 
-`plan` decides on the findings of a study in chest coordinates; `Finding.density` draws one into the lung, which may cut
-it; `extent` measures the box of what is then seen, and that box is the answer.
+`choose_findings` decides on the findings of a study in chest coordinates; `Finding.density` draws one into the lung,
+which may cut it off; `visible_box` measures what is then visible, and that box is the ground truth.
 """
 
 from collections.abc import Sequence
@@ -54,10 +54,10 @@ class Finding:
         return KINDS[self.kind](np.random.default_rng(self.seed), canvas, self.box) * lung
 
 
-def extent(density: np.ndarray) -> np.ndarray:
+def visible_box(density: np.ndarray) -> np.ndarray:
     """The box [x1, y1, x2, y2] around the visible part of a density image, as fractions of it."""
-    seen = density > VISIBLE * density.max()
-    columns, rows = np.flatnonzero(seen.any(0)), np.flatnonzero(seen.any(1))
+    visible = density > VISIBLE * density.max()
+    columns, rows = np.flatnonzero(visible.any(0)), np.flatnonzero(visible.any(1))
     height, width = density.shape
     return np.array([columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height])
 
@@ -140,14 +140,8 @@ def nodules(rng: np.random.Generator, canvas: Canvas, box: Box) -> np.ndarray:
 
 def effusion(rng: np.random.Generator, canvas: Canvas, box: Box) -> np.ndarray:
     """Fluid below the top of `box`, its surface rising towards the chest wall."""
-    side, study_label = np.sign(box[0]), box[1]
-    surface = [
-        (0.1, study_label + 0.12),
-        (0.4, study_label + 0.10),
-        (0.65, study_label + 0.06),
-        (0.85, study_label - 0.03),
-        (1.02, study_label - 0.2),
-    ]
+    side, top = np.sign(box[0]), box[1]
+    surface = [(0.1, top + 0.12), (0.4, top + 0.10), (0.65, top + 0.06), (0.85, top - 0.03), (1.02, top - 0.2)]
     return canvas.area(rounded([(side * x, y) for x, y in [*surface, (1.1, 1.2), (0.1, 1.2)]]), soft=0.018)
 
 
@@ -164,16 +158,16 @@ KINDS = {
 # Which findings a study label has.
 
 
-def plan(
+def choose_findings(
     rng: np.random.Generator, study_label: str, boxes: int, canvas: Canvas, lungs: Sequence[np.ndarray]
 ) -> list[Finding]:
-    """The findings of a study.
+    """Draw the findings of a study.
 
     Args:
-        rng: draws everything, the findings' own seeds included.
-        study label: one of siimcovid.STUDY_LABELS.
+        rng: source of every random number, of the findings' own seeds too.
+        study_label: one of core.labels.STUDY_LABELS.
         boxes: how many of the findings have a box: 1 or more for typical and indeterminate, 0 for negative.
-        canvas: where the patient stands before the image, of which the counted box sizes are fractions.
+        canvas: the patient's position on the image, of which the counted box sizes are fractions.
         lungs: outlines of the right and the left lung, (n, 2) chest coordinates.
     """
     if study_label == "negative":
@@ -186,9 +180,11 @@ def plan(
     sides = [(first + i) % 2 for i in range(boxes)]  # one lung, then the other, then the first again
     contrast = rng.lognormal(np.log(CONTRAST[study_label]), 0.50)
     findings = []
-    for i, size in enumerate(box_sizes(rng, study_label, boxes)):
+    for i, size in enumerate(draw_box_sizes(rng, study_label, boxes)):
         floor, floors = sides[:i].count(sides[i]), sides.count(sides[i])
-        box = place(rng, study_label, canvas, lungs[sides[i]], sides[i], size, (floor / floors, (floor + 1) / floors))
+        box = place_box(
+            rng, study_label, canvas, lungs[sides[i]], sides[i], size, (floor / floors, (floor + 1) / floors)
+        )
         kind = {"typical": "patches", "indeterminate": "haze"}.get(study_label) or str(rng.choice(["mass", "block"]))
         findings.append(Finding(kind, box, float(np.clip(contrast * rng.uniform(0.7, 1.2), 0.10, 0.95)), seed()))
     if study_label == "atypical" and (boxes == 0 or rng.random() < 0.6):
@@ -204,9 +200,9 @@ def plan(
     return findings
 
 
-def box_sizes(rng: np.random.Generator, study_label: str, count: int) -> np.ndarray:
-    """Widths and heights (count, 2) as fractions of the image, distributed as the radiologists' boxes of that study
-    label.
+def draw_box_sizes(rng: np.random.Generator, study_label: str, count: int) -> np.ndarray:
+    """Draw widths and heights (count, 2) as fractions of the image, distributed as the radiologists' boxes of that
+    study label.
 
     Width and height correlate by .54 within a box, and by .68 and .70 between the two lungs' boxes of an image.
     """
@@ -218,7 +214,7 @@ def box_sizes(rng: np.random.Generator, study_label: str, count: int) -> np.ndar
     )
 
 
-def place(
+def place_box(
     rng: np.random.Generator,
     study_label: str,
     canvas: Canvas,
@@ -227,7 +223,11 @@ def place(
     size: Sequence[float],
     floor: tuple[float, float],
 ) -> Box:
-    """A box of `size` (fractions of the image) in a lung, within the part from floor[0] to floor[1] of its height."""
+    """Draw the position of a box in a lung, in chest coordinates.
+
+    outline, side: of the lung, side 0 for the right. size: width and height, fractions of the image. floor: the part of
+    the lung's height that the box keeps to.
+    """
     top, bottom = np.interp(floor, (0, 1), (outline[:, 1].min(), outline[:, 1].max()))
     pixels = np.linalg.norm(canvas.matrix[:, :2], axis=0)  # of half a thorax, and of a lung's height
     width, height = np.asarray(size) * canvas.shape[::-1] / pixels

@@ -3,8 +3,8 @@
     rsna   OUT/stage_2_train_labels.csv, stage_2_detailed_class_info.csv, stage_2_train_images/<patientId>.dcm
     nih    OUT/Data_Entry_2017.csv, images/<patient>_<follow-up>.png
 
-The images are those of the demo competition's kind, of other patients. What they show stands for the labels of the real
-sets, as FINDINGS_OF_LABEL says; it is made up, like the images.
+The images are of the demo competition's kind, of other patients. Each study label stands for labels of the real sets by
+FINDINGS_OF_LABEL, a mapping made up for this purpose.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,9 @@ from siimcovid.core.files import atomic_path, write_csv
 from siimcovid.data.nih_chestxray14 import ENTRIES
 from siimcovid.data.rsna_pneumonia import BOX, CLASS_FILE, IMAGE_FOLDER, LABEL_FILE
 from siimcovid.synthetic.anatomy import Anatomy
-from siimcovid.synthetic.demo_competition import Image, encode, map_images, plan_split, quiet_pydicom
+from siimcovid.synthetic.competition_plan import PlannedImage, plan_split
+from siimcovid.synthetic.demo_competition import map_images
+from siimcovid.synthetic.dicom_writer import quiet_pydicom, to_dicom
 from siimcovid.synthetic.radiograph import render
 
 #: NIH's labels that stand for a synthetic image's study label.
@@ -69,23 +71,23 @@ def write_pretraining(folder: Path | str, layout: str, *, count: int, seed: int,
     return len(images)
 
 
-def _draw(image: Image) -> tuple[np.ndarray, np.ndarray]:
+def _draw(image: PlannedImage) -> tuple[np.ndarray, np.ndarray]:
     """An image's pixels in [0, 1] and its boxes as xyxy fractions."""
     cv2.setNumThreads(1)
     return render(Anatomy.draw(image.patient_seed), image.study_label, image.boxes, image.shape, image.study_seed)
 
 
-def _write_dicom(job: tuple[Image, str], folder: Path) -> np.ndarray:
+def _write_dicom(job: tuple[PlannedImage, str], folder: Path) -> np.ndarray:
     image, _ = job
     pixels, boxes = _draw(image)
     with quiet_pydicom():
-        dataset: pydicom.Dataset = encode(image, pixels, np.random.default_rng([image.study_seed, 3]))
+        dataset: pydicom.Dataset = to_dicom(image, pixels, np.random.default_rng([image.study_seed, 3]))
         dataset.save_as(folder / IMAGE_FOLDER / f"{image.image}.dcm", enforce_file_format=True)
     rows, columns = image.shape
     return boxes * [columns, rows, columns, rows]
 
 
-def _write_png(job: tuple[Image, str], folder: Path) -> np.ndarray:
+def _write_png(job: tuple[PlannedImage, str], folder: Path) -> np.ndarray:
     image, name = job
     pixels, boxes = _draw(image)
     data = cv2.imencode(".png", np.round(pixels * 255).astype(np.uint8), (cv2.IMWRITE_PNG_COMPRESSION, 1))[1]
@@ -94,7 +96,7 @@ def _write_png(job: tuple[Image, str], folder: Path) -> np.ndarray:
     return boxes
 
 
-def _rsna_tables(images: list[Image], boxes: list[np.ndarray]) -> dict[str, pd.DataFrame]:
+def _rsna_tables(images: list[PlannedImage], boxes: list[np.ndarray]) -> dict[str, pd.DataFrame]:
     labels, classes = [], []
     for image, found in zip(images, boxes, strict=True):
         rows = [(image.image, *np.round([x1, y1, x2 - x1, y2 - y1], 1).tolist(), 1) for x1, y1, x2, y2 in found]
@@ -107,7 +109,7 @@ def _rsna_tables(images: list[Image], boxes: list[np.ndarray]) -> dict[str, pd.D
     }
 
 
-def _nih_tables(images: list[Image], names: list[str]) -> dict[str, pd.DataFrame]:
+def _nih_tables(images: list[PlannedImage], names: list[str]) -> dict[str, pd.DataFrame]:
     rows = [
         (f"{name}.png", FINDINGS_OF_LABEL[image.study_label], int(name[9:]), int(name[:8]))
         for image, name in zip(images, names, strict=True)

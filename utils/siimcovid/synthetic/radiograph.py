@@ -1,8 +1,8 @@
-"""One synthetic chest image: anatomy and findings in, grey levels and boxes out.
+"""One synthetic chest radiograph: anatomy and findings in, grey levels and boxes out.
 
-An image is drawn as a sum of attenuations (bright is dense, as on a radiograph) in the chest coordinates of
-`synthetic_canvas`: the anatomy, which a patient keeps from study to study, the findings of the study's label, and
-what lies on or around the patient. Then exposure, noise, collimation and a side marker make an image of it.
+An image is drawn as a sum of attenuations (bright is dense, as on a radiograph) in the chest coordinates of canvas.py:
+the anatomy, which a patient keeps from study to study, the findings of the study's label, and what lies on or around
+the patient. Exposure, noise, collimation and a side marker then turn attenuation into grey levels.
 """
 
 from typing import NamedTuple
@@ -12,21 +12,21 @@ import numpy as np
 
 from siimcovid.synthetic.anatomy import Anatomy, draw_body, mirrored
 from siimcovid.synthetic.canvas import Canvas, blur, rounded
-from siimcovid.synthetic.lung_findings import extent, plan
+from siimcovid.synthetic.lung_findings import choose_findings, visible_box
 
 #: Anatomy is drawn at most this long (pixels) and enlarged: an image's anatomy is no sharper, and it bounds the cost.
 DRAWN_SIDE = 800
 
 
-class Image(NamedTuple):
+class Radiograph(NamedTuple):
     """`pixels` (rows, columns) float32 in [0, 1], 0 is black; `boxes` (n, 4) xyxy fractions of what is boxed."""
 
     pixels: np.ndarray
     boxes: np.ndarray
 
 
-def pose(rng: np.random.Generator, anatomy: Anatomy, shape: tuple[int, int]) -> Canvas:
-    """Place a patient before an image of `shape` (rows, columns): size, position and a few degrees of tilt.
+def place_patient(rng: np.random.Generator, anatomy: Anatomy, shape: tuple[int, int]) -> Canvas:
+    """Draw a patient's size, position and a few degrees of tilt on an image of `shape` (rows, columns).
 
     The spreads make the boxes lie where the radiologists' do: centres about .28 and .74 across, .31 to .73 down.
     """
@@ -62,8 +62,9 @@ def draw_overlays(rng: np.random.Generator, canvas: Canvas) -> np.ndarray:
     return blur(overlay, 0.004 * canvas.unit)
 
 
-def expose(rng: np.random.Generator, attenuation: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Attenuation to grey levels in [0, 1] on an image of `shape`: enlarged, developed, grainy, collimated, marked."""
+def to_grey_levels(rng: np.random.Generator, attenuation: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Turn attenuation into grey levels in [0, 1] of an image of `shape` (rows, columns): enlarge it, apply a random
+    gamma, contrast and brightness, add noise, sometimes a collimated border, and the side marker."""
     image = cv2.resize(attenuation, shape[::-1], interpolation=cv2.INTER_CUBIC)
     image = np.clip(image / 1.2, 0, 1) ** rng.uniform(0.7, 1.35)
     image = 0.5 + rng.uniform(0.75, 1.2) * (image - rng.uniform(0.42, 0.58))
@@ -72,21 +73,23 @@ def expose(rng: np.random.Generator, attenuation: np.ndarray, shape: tuple[int, 
     image += rng.uniform(0.004, 0.016) * (0.4 + image) * grain  # fewer quanta pass where the body is dense
     np.clip(image, 0, 1, out=image)
     if rng.random() < 0.35:  # beyond the collimated field an image is black, on some systems white
-        collimate(image, rng.uniform(0, 0.035, 4) * (rng.random(4) < 0.6), 0.0 if rng.random() < 0.8 else 1.0)
-    mark(rng, image)
+        blank_border(image, rng.uniform(0, 0.035, 4) * (rng.random(4) < 0.6), 0.0 if rng.random() < 0.8 else 1.0)
+    draw_side_marker(rng, image)
     return image
 
 
-def collimate(image: np.ndarray, edges: np.ndarray, grey: float) -> None:
-    """Blank the image's border, whose top, bottom, left and right `edges` are fractions of it."""
+def blank_border(image: np.ndarray, edges: np.ndarray, grey: float) -> None:
+    """Set the border beyond the collimated field to `grey`, in place; `edges`: top, bottom, left and right as fractions
+    of the image."""
     rows, columns = image.shape
     top, bottom, left, right = (edges * [rows, rows, columns, columns]).astype(int)
     image[:top] = image[rows - bottom :] = grey
     image[:, :left] = image[:, columns - right :] = grey
 
 
-def mark(rng: np.random.Generator, image: np.ndarray) -> None:
-    """Burn the side marker into a corner, L on the image's right or R on its left, and sometimes how it was taken."""
+def draw_side_marker(rng: np.random.Generator, image: np.ndarray) -> None:
+    """Write the side marker into a corner, in place: L on the image's right or R on its left, and sometimes the view or
+    the patient's position."""
     rows, columns = image.shape
     letter, x = ("L", rng.uniform(0.86, 0.92)) if rng.random() < 0.75 else ("R", rng.uniform(0.04, 0.09))
     y, size = rng.uniform(0.06, 0.16), rows / 700 * rng.uniform(0.8, 1.4)
@@ -102,20 +105,24 @@ def mark(rng: np.random.Generator, image: np.ndarray) -> None:
     np.maximum(image, plate / np.float32(255), out=image)
 
 
-def render(anatomy: Anatomy, study_label: str, boxes: int, shape: tuple[int, int], seed: int, repeat: int = 0) -> Image:
-    """The image of a study.
+def render(
+    anatomy: Anatomy, study_label: str, boxes: int, shape: tuple[int, int], seed: int, repeat: int = 0
+) -> Radiograph:
+    """Draw an image of a study.
 
     Args:
         anatomy: the patient.
-        study label: one of siimcovid.STUDY_LABELS.
+        study_label: one of core.labels.STUDY_LABELS.
         boxes: how many opacities have a box.
         shape: rows and columns of the image.
-        seed: the study's: where the patient stands, the findings, exposure and noise.
-        repeat: above 0 the image is taken again: the same findings, another shift and exposure.
+        seed: of the study; it determines the position, the findings, exposure and noise.
+        repeat: above 0 for a repeated exposure: the same findings, another shift and exposure.
     """
     scale = min(DRAWN_SIDE / max(shape), 1)
-    canvas = pose(np.random.default_rng([seed, 0]), anatomy, (round(shape[0] * scale), round(shape[1] * scale)))
-    findings = plan(np.random.default_rng([seed, 1]), study_label, boxes, canvas, anatomy.lungs())
+    canvas = place_patient(
+        np.random.default_rng([seed, 0]), anatomy, (round(shape[0] * scale), round(shape[1] * scale))
+    )
+    findings = choose_findings(np.random.default_rng([seed, 1]), study_label, boxes, canvas, anatomy.lungs())
     rng = np.random.default_rng([seed, 2, repeat])
     if repeat:
         canvas = canvas.shifted(rng.normal(0, 0.02, 2) * canvas.shape[::-1])
@@ -125,8 +132,8 @@ def render(anatomy: Anatomy, study_label: str, boxes: int, shape: tuple[int, int
         density = finding.density(canvas, body.lungs)
         open_air *= 1 - finding.contrast * density
         if finding.boxed:
-            found.append(extent(density))
+            found.append(visible_box(density))
     filled = 1 - open_air  # where no air is left, neither vessels nor lung stand out
     image = body.image + filled * (body.air - 0.8 * body.vessels)
     image += draw_overlays(rng, canvas)
-    return Image(expose(rng, image, shape), np.array(found).reshape(-1, 4))
+    return Radiograph(to_grey_levels(rng, image, shape), np.array(found).reshape(-1, 4))

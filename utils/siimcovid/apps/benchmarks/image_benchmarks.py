@@ -20,8 +20,9 @@ from siimcovid.core.processes import processors, run_apart
 from siimcovid.data.dicom_decode import decode
 from siimcovid.data.dicom_image import read_image
 from siimcovid.data.image_cache import LIMIT, _make
-from siimcovid.synthetic import demo_competition
 from siimcovid.synthetic.anatomy import Anatomy
+from siimcovid.synthetic.competition_plan import PlannedImage
+from siimcovid.synthetic.dicom_writer import to_dicom
 from siimcovid.synthetic.radiograph import render
 
 ROWS, COLUMNS = 3000, 2500  # between the competition's commonest sizes; 12 bits are its commonest depth
@@ -36,14 +37,14 @@ def drawn(seed: int) -> np.ndarray:
 def write_dicom(path: Path, syntax: str, pixels: np.ndarray) -> Path:
     """Write a synthetic image as the competition's images are, 12 bits."""
     names = dict.fromkeys(("study", "series", "image", "patient"), "0123456789ab")
-    image = demo_competition.Image(
+    image = PlannedImage(
         **names, split="test", number=0, annotated=True, study_label="typical", boxes=2, shape=pixels.shape, bits=12,
         photometric="MONOCHROME2", syntax=syntax, modality="DX", patient_seed=0, study_seed=0,
     )  # fmt: skip
     pydicom.config.settings.writing_validation_mode = pydicom.config.IGNORE
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="pydicom")  # its identifiers are no valid UIDs, as in the real files
-        demo_competition.encode(image, pixels, np.random.default_rng(0)).save_as(path, enforce_file_format=True)
+        to_dicom(image, pixels, np.random.default_rng(0)).save_as(path, enforce_file_format=True)
     return path
 
 

@@ -8,7 +8,10 @@ EXAMPLE = "siimcovid synthetic demo --train-studies 240 --test-studies 60 --seed
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "out", type=Path, metavar="OUT", help="competition folder to write; the answers go to OUT.truth"
+        "out",
+        type=Path,
+        metavar="OUT",
+        help="competition folder to write; the held-back ground truth goes to OUT.truth",
     )
     parser.add_argument("--layout", choices=("competition", "rsna", "nih"), default="competition", help="whose folder")
     parser.add_argument("--train-studies", type=int, default=240, help="studies to train on (default %(default)s)")
@@ -42,5 +45,5 @@ def run(args: argparse.Namespace) -> int:
         scale=args.scale,
         workers=args.workers,
     )
-    print(f"{args.out}: {'written' if written else 'already there'}, answers in {args.out}.truth")
+    print(f"{args.out}: {'written' if written else 'already there'}, ground truth in {args.out}.truth")
     return 0
