@@ -1,5 +1,12 @@
-"""The one error a user can cause, so that every entry point can print it as a sentence instead of a traceback."""
+"""The errors a user can cause, so that every entry point can print them as a sentence instead of a traceback."""
 
 
 class InputError(ValueError):
     """Bad input: the message names the file or value and says what to do about it."""
+
+
+class OutputError(InputError, OSError):
+    """A place that cannot be written to. It is an OSError too, for those who go on without what was to be written."""
+
+    def __str__(self) -> str:  # of two bases, each with one of its own
+        return ValueError.__str__(self)

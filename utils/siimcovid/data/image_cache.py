@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 
 from siimcovid.core.errors import InputError
-from siimcovid.core.files import atomic_path, write_csv
+from siimcovid.core.files import atomic_path, make_folder, write_csv
 from siimcovid.core.processes import Lost, processors, run_apart
 from siimcovid.data.dicom_image import DicomError, read_image
 
@@ -77,7 +77,7 @@ def prepare(
     if images["image_id"].duplicated().any():
         raise InputError(f"image {images['image_id'][images['image_id'].duplicated()].iloc[0]!r} is there twice")
     images = images.iloc[part[0] :: part[1]]
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     made, pictures = _read_journal(folder), _pictures(folder)
     reasons: dict[str, str] = {}  # of every image that is settled; empty where there is a picture
     todo: dict[str, Made] = {}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import siimcovid
 from siimcovid.core.errors import InputError
-from siimcovid.core.files import write_json
+from siimcovid.core.files import make_folder, write_json
 from siimcovid.kaggle import CODE_ARCHIVE, KERNEL, SLUGS, wheels_dataset
 from siimcovid.kaggle import weights_dataset as weights_bundle
 from siimcovid.kaggle.code_dataset import write_code
@@ -94,7 +94,7 @@ def build(
 @contextmanager
 def assembled(folder: Path) -> Iterator[Path]:
     """Yield an empty folder beside `folder`; on success it takes its place, on error `folder` stays as it was."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     old = new.with_name(f"{new.name}.old")
     try:

@@ -33,7 +33,7 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEGLosslessSV1
 from tqdm import tqdm
 
 from siimcovid.core.errors import InputError
-from siimcovid.core.files import write_csv, write_json
+from siimcovid.core.files import make_folder, write_csv, write_json
 from siimcovid.core.labels import STUDY_COLUMNS, STUDY_LABELS
 from siimcovid.synthetic.anatomy import Anatomy
 from siimcovid.synthetic.radiograph import render
@@ -241,7 +241,7 @@ def write_image(image: Image, folder: Path) -> np.ndarray:
         Anatomy.draw(image.patient_seed), image.study_label, image.boxes, image.shape, image.study_seed, image.number
     )
     path = image_path(folder, image)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with quiet_pydicom():
         encode(image, drawn.pixels, np.random.default_rng([image.study_seed, 3, image.number])).save_as(
             path, enforce_file_format=True

@@ -53,11 +53,15 @@ def _build(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
+    from siimcovid.core.errors import InputError
+    from siimcovid.core.files import make_folder
     from siimcovid.kaggle.rehearsal import check
 
     begin = time.monotonic()
     if args.keep:
-        args.keep.mkdir(parents=True)
+        if args.keep.exists():
+            raise InputError(f"{args.keep} is there already: name a new folder")
+        make_folder(args.keep)
         verdicts = check(args.out, args.keep.absolute(), minutes=args.minutes)
     else:
         with tempfile.TemporaryDirectory(prefix="siimcovid-kaggle-") as scratch:
