@@ -128,6 +128,8 @@ IMAGES, STUDIES, SAMPLE = "train_image_level.csv", "train_study_level.csv", "sam
         (replace(SAMPLE, "t1_study", "t9_study"), r"sample studies without an image: 1 \(t9\)"),
         (replace(SAMPLE, "t1_study", "t9_study"), r"test studies that the sample does not ask for: 1 \(t1\)"),
         (replace(SAMPLE, "b1_image", "b1"), r"neither _study nor _image: 1 \(b1\)"),
+        (replace(SAMPLE, "b1_image", "../b1_image"), r"sample ids that cannot be a file's name: 1 \(\.\./b1\)"),
+        (replace(IMAGES, "a1_image", "../a1_image"), r"that cannot be a file's name, left out: 1 \(\.\./a1_image\)"),
         (replace(SAMPLE, "b1_image", "b0_image"), r"repeated ids in the sample: 1 \(b0_image\)"),
         (replace(IMAGES, "a1_image", "a0_image"), r"repeated ids in train_image_level.csv: 1 \(a0_image\)"),
         (replace(IMAGES, "a1_image", "a9_image"), r"train images without a file: 1 \(a9\)"),
@@ -149,10 +151,16 @@ def test_what_does_not_fit_is_reported_and_the_rows_stay(folder, change, problem
     competition = load(folder, progress=False)
     assert any(re.search(problem, found) for found in competition.problems), competition.problems
     test = competition.images[competition.images["split"] == "test"]
-    asked = [i.removesuffix("_image") for i in competition.sample["id"] if i.endswith("_image")]
+    asked = [i.removesuffix("_image") for i in competition.sample["id"] if i.endswith("_image") and "/" not in i]
     assert test["image_id"][test["in_sample"]].tolist() == sorted(set(asked))
     train = competition.images[competition.images["split"] == "train"]
-    assert len(train) == (0 if "no train part" in problem else 5 if "repeated ids in train_image" in problem else 6)
+    assert len(train) == (
+        0
+        if "no train part" in problem
+        else 5
+        if "repeated ids in train_image" in problem or "a1_image" in problem
+        else 6
+    )
 
 
 def test_a_image_that_cannot_be_read_teaches_nothing(folder):

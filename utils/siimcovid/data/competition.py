@@ -25,6 +25,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import filterfalse
 from pathlib import Path
 
 import numpy as np
@@ -113,7 +114,9 @@ def _train_rows(folder: Path, headers, workers, progress, problems: Problems) ->
     labels = read_csv(path, ("id", "boxes", "StudyInstanceUID"))
     labels = labels.assign(image_id=labels["id"].str.removesuffix("_image"))
     problems.report(f"repeated ids in {path.name}", labels["id"][labels["image_id"].duplicated()])
-    labels = labels.drop_duplicates("image_id").set_index("image_id")
+    nameless = ~labels["image_id"].map(_is_name).astype(bool)  # of an empty column it would be text
+    problems.report(f"ids in {path.name} that cannot be a file's name, left out", labels["id"][nameless])
+    labels = labels[~nameless].drop_duplicates("image_id").set_index("image_id")
     records, files = _images(folder / "train", headers, workers, progress, problems)
     problems.report("train images without a file", labels.index.difference(files))
     problems.report(f"train files that {path.name} does not know, left out", files.difference(labels.index))
@@ -145,6 +148,8 @@ def _test_rows(folder: Path, ids: pd.Series, headers, workers, progress, problem
     problems.report("repeated ids in the sample", ids[ids.duplicated()].unique())
     problems.report("sample ids that are neither _study nor _image", ids[~ids.str.endswith(("_study", "_image"))])
     asked_images = {i.removesuffix("_image") for i in ids if i.endswith("_image")}
+    problems.report("sample ids that cannot be a file's name", sorted(filterfalse(_is_name, asked_images)))
+    asked_images = set(filter(_is_name, asked_images))
     asked_studies = {i.removesuffix("_study") for i in ids if i.endswith("_study")}
     records, files = _images(folder / "test", headers, workers, progress, problems)
     problems.report("sample images without a file", sorted(asked_images.difference(files)))
@@ -159,6 +164,11 @@ def _test_rows(folder: Path, ids: pd.Series, headers, workers, progress, problem
         {**record, **unanswered, "in_sample": record["image_id"] in asked_images}
         for record in records.to_dict("records")
     ]
+
+
+def _is_name(image_id: str) -> bool:
+    """Whether an image id can be the name of a file: the cache has one for each."""
+    return image_id not in ("", ".", "..") and not set(image_id) & set("/\\\0")
 
 
 def _images(folder: Path, headers, workers, progress, problems: Problems) -> tuple[pd.DataFrame, pd.Index]:
