@@ -299,7 +299,8 @@ def write_competition(
         "seed": seed,
         "scale": scale,
     }
-    if folder.exists() and any(folder.iterdir()):
+    make_folder(folder)
+    if any(folder.iterdir()):
         written = json.loads((truth / MARKER).read_text()) if (truth / MARKER).is_file() else None
         if written is None:
             raise InputError(f"{folder} is not empty and no demo competition; give another folder")

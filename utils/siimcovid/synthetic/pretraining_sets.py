@@ -51,7 +51,8 @@ def write_pretraining(folder: Path | str, layout: str, *, count: int, seed: int,
     folder = Path(folder)
     if count < 1 or not 0 < scale <= 1:
         raise InputError(f"{count} images at scale {scale}: give at least 1 image and a scale above 0 and at most 1")
-    if folder.exists() and any(folder.iterdir()):
+    make_folder(folder)
+    if any(folder.iterdir()):
         raise InputError(f"{folder} is not empty; give another folder")
     images = [image for image in plan_split(seed + SEEDS[layout], "train", count, scale) if image.annotated]
     patients = {patient: number for number, patient in enumerate(sorted({image.patient for image in images}), 1)}
