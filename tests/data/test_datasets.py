@@ -139,3 +139,12 @@ def test_memory_is_passed_not_shared_by_itself(cached_images):
     assert others[0].image(0) is not others[1].image(0)
     cv2.imwrite(str(folder / "a.png"), np.zeros((10, 10), np.uint8))
     assert datasets[0].image(0).max() == 0  # a new picture by the same name is read
+
+
+def test_boxes_without_area_are_left_out(cached_images):
+    """As a pseudo-label may have them; albumentations refuses a box whose sides round to nothing."""
+    folder, images = cached_images
+    thin = [0.5, 0.2, 0.5 + 1e-9, 0.4]
+    images["boxes"] = [[BOX, thin], [thin], []]
+    dataset = ImageDataset(images, folder, 64, Augment(hflip=1.0, shift_rotate=1.0))
+    assert [len(dataset[number]["boxes"]) for number in range(3)] == [1, 0, 0]

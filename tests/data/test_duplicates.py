@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from siimcovid.core.errors import InputError
 from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.presets import load_preset
 from siimcovid.data import duplicates
@@ -212,3 +213,39 @@ def test_real_images_that_differ_are_never_one(real, tmp_path):
     pairs = list(duplicates.same(np.stack(cached_images)))
     assert len(pairs) == 187
     assert all(names[k] == names[other] for k, other in pairs)
+
+
+@pytest.mark.parametrize(
+    ("content", "groups"),
+    [
+        (b"1,2\n3\n4,5,6\n", [["1", "2"], ["3"], ["4", "5", "6"]]),  # lines of any length
+        (b"1,2,\n3,4,\n", [["1", "2"], ["3", "4"]]),
+        (b"\xef\xbb\xbf1_image, 2_image\r\n\r\n,\r\n", [["1", "2"]]),
+        (b"", []),
+    ],
+)
+def test_the_list_is_read_whatever_its_lines(tmp_path, content, groups):
+    (tmp_path / "list.csv").write_bytes(content)
+    expected = [[name.zfill(12) for name in group] for group in groups]
+    assert duplicates.read_duplicates(tmp_path / "list.csv") == expected
+
+
+@pytest.mark.parametrize("content", [b"\xff\n", b'1,"2\n', b'1,"2"3\n'])
+def test_a_list_that_is_no_csv_is_named(tmp_path, content):
+    (tmp_path / "list.csv").write_bytes(content)
+    with pytest.raises(InputError, match=r"list\.csv cannot be read as CSV"):
+        duplicates.read_duplicates(tmp_path / "list.csv")
+
+
+def test_thumbnails_that_were_cut_or_damaged_are_made_again(tmp_path):
+    images = write(tmp_path, {"a": texture(0), "b": texture(1), "c": texture(0)})
+    assert duplicates.find(images, tmp_path) == [["a", "c"]]
+    path = tmp_path / duplicates.MEMORY
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    places = rng.integers(0, len(whole), 40)
+    changes = [whole[:cut] for cut in [0, 1, len(whole) - 1, *places]]
+    changes += [whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :] for at in [*range(120), *places]]
+    for changed in changes:
+        path.write_bytes(changed)
+        assert duplicates.find(images, tmp_path) == [["a", "c"]]

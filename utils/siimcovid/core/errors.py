@@ -5,6 +5,13 @@ class InputError(ValueError):
     """Bad input: the message names the file or value and says what to do about it."""
 
 
+class OutputError(InputError, OSError):
+    """A place that cannot be written to. It is an OSError too, for those who go on without what was to be written."""
+
+    def __str__(self) -> str:  # of two bases, each with one of its own
+        return ValueError.__str__(self)
+
+
 class InstallationError(ImportError):
     """A library is missing or cannot be loaded: the message names it and the command that mends it."""
 

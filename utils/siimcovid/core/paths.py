@@ -84,7 +84,8 @@ def find_weights(explicit: Path | str | None = None, root: Path | str = KAGGLE_I
 def _checked(folder: Path | str, marked: Callable[[Path], bool], kind: str, marker: str) -> Path:
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        raise InputError(f"no folder {folder}: give the {kind}, which holds {marker}")
+        state = f"{folder} is a file" if folder.is_file() else f"no folder {folder}"
+        raise InputError(f"{state}: give the {kind}, which holds {marker}")
     if not marked(folder):
         raise InputError(f"{folder} is no {kind}: give the folder that holds {marker}")
     return folder

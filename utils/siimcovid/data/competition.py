@@ -21,8 +21,11 @@ whose findings are no opacities (81 studies of a single image say so themselves)
 
 import ast
 import json
+import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import filterfalse
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +34,7 @@ import pandas as pd
 from siimcovid.core.errors import InputError
 from siimcovid.core.files import write_csv
 from siimcovid.core.labels import STUDY_COLUMNS, STUDY_LABELS
-from siimcovid.core.tables import find_table, numbers, read_csv, some
+from siimcovid.core.tables import find_table, no_table, numbers, printable, read_csv, some, unescaped
 from siimcovid.data.dicom_headers import IMAGE_COLUMNS, scan_images
 
 INDEX_COLUMNS = (
@@ -55,7 +58,7 @@ class Problems(list):
 
     def report(self, what: str, ids: Iterable[str]) -> None:
         """Add "<what>: <count> (<the first ids>)" where there are any."""
-        if ids := list(ids):
+        if ids := [printable(name) for name in ids]:
             self.append(f"{what}: {len(ids):,} ({some(ids)})")
 
 
@@ -84,25 +87,36 @@ def load(
         rows += _train_rows(folder, headers, workers, progress, problems)
     if "test" in splits:
         if (path := find_table(folder, "sample_submission.csv")) is None:
-            raise InputError(f"no sample_submission.csv in {folder}: give the folder that holds it")
+            raise InputError(f"{no_table(folder, 'sample_submission.csv')}: give the folder that holds it")
         sample = read_csv(path, ("id", "PredictionString"))
         if sample.empty:
             raise InputError(f"{path} holds no ids: fetch it again")
         rows += _test_rows(folder, sample["id"], headers, workers, progress, problems)
-    images = index_table(rows)
-    problems.report("image ids that stand in train and test", images["image_id"][images["image_id"].duplicated()])
-    return Competition(folder, images, sample, tuple(problems))
+    return Competition(folder, index_table(_once(rows, problems)), sample, tuple(problems))
+
+
+def _once(rows: list[dict], problems: Problems) -> list[dict]:
+    """The rows with each image id once: of one in train and test, the test image where the sample asks for it."""
+    test = {row["image_id"]: row["in_sample"] for row in rows if row["split"] == "test"}
+    both = [row["image_id"] for row in rows if row["split"] == "train" and row["image_id"] in test]
+    asked = {name for name in both if test[name]}
+    problems.report("image ids that stand in train and test, left out of train", sorted(asked))
+    problems.report("image ids that stand in train and test, left out of test", sorted({*both} - asked))
+    dropped = {("train", name) for name in asked} | {("test", name) for name in {*both} - asked}
+    return [row for row in rows if (row["split"], row["image_id"]) not in dropped]
 
 
 def _train_rows(folder: Path, headers, workers, progress, problems: Problems) -> list[dict]:
     path = find_table(folder, "train_image_level.csv")
     if path is None:
-        problems.append(f"no train_image_level.csv in {folder}: the index has no train part")
+        problems.append(f"{no_table(folder, 'train_image_level.csv')}: the index has no train part")
         return []
     labels = read_csv(path, ("id", "boxes", "StudyInstanceUID"))
     labels = labels.assign(image_id=labels["id"].str.removesuffix("_image"))
     problems.report(f"repeated ids in {path.name}", labels["id"][labels["image_id"].duplicated()])
-    labels = labels.drop_duplicates("image_id").set_index("image_id")
+    nameless = ~labels["image_id"].map(_is_name).astype(bool)  # of an empty column it would be text
+    problems.report(f"ids in {path.name} that cannot be a file's name, left out", labels["id"][nameless])
+    labels = labels[~nameless].drop_duplicates("image_id").set_index("image_id")
     records, files = _images(folder / "train", headers, workers, progress, problems)
     problems.report("train images without a file", labels.index.difference(files))
     problems.report(f"train files that {path.name} does not know, left out", files.difference(labels.index))
@@ -111,18 +125,17 @@ def _train_rows(folder: Path, headers, workers, progress, problems: Problems) ->
     study_labels = _study_labels(folder, problems)
     pixel_boxes = {row.Index: parse_boxes(row.boxes, f"{path}: {row.id}") for row in labels.itertuples()}
     boxed_studies = {row.StudyInstanceUID for row in labels.itertuples() if pixel_boxes[row.Index]}
-    rows, outside, sizeless = [], [], []
+    rows, faults, sizeless = [], BoxFaults(), []
     for record in records.to_dict("records"):
         image, size = record["image_id"], (record["rows"], record["columns"])
-        boxes, whole = box_fractions(pixel_boxes[image], *size) if all(size) else ([], True)
-        if not whole:
-            outside.append(image)
+        boxes, found = box_fractions(pixel_boxes[image], *size) if all(size) else ([], ())
+        faults.add(image, found)
         if pixel_boxes[image] and not all(size):
             sizeless.append(image)
         annotated = bool(boxes) or record["study_id"] not in boxed_studies
         study_label = study_labels.get(record["study_id"])
         rows.append({**record, "split": "train", "boxes": boxes, "study_label": study_label, "annotated": annotated})
-    problems.report("images with boxes that reach outside the image and were clipped", outside)
+    faults.report(problems)
     problems.report("images with boxes but of unknown size, whose boxes are left out", sizeless)
     studies = set(labels["StudyInstanceUID"])
     if study_labels:
@@ -135,6 +148,8 @@ def _test_rows(folder: Path, ids: pd.Series, headers, workers, progress, problem
     problems.report("repeated ids in the sample", ids[ids.duplicated()].unique())
     problems.report("sample ids that are neither _study nor _image", ids[~ids.str.endswith(("_study", "_image"))])
     asked_images = {i.removesuffix("_image") for i in ids if i.endswith("_image")}
+    problems.report("sample ids that cannot be a file's name", sorted(filterfalse(_is_name, asked_images)))
+    asked_images = set(filter(_is_name, asked_images))
     asked_studies = {i.removesuffix("_study") for i in ids if i.endswith("_study")}
     records, files = _images(folder / "test", headers, workers, progress, problems)
     problems.report("sample images without a file", sorted(asked_images.difference(files)))
@@ -151,13 +166,20 @@ def _test_rows(folder: Path, ids: pd.Series, headers, workers, progress, problem
     ]
 
 
+def _is_name(image_id: str) -> bool:
+    """Whether an image id can be the name of a file: the cache has one for each."""
+    return image_id not in ("", ".", "..") and not set(image_id) & set("/\\\0")
+
+
 def _images(folder: Path, headers, workers, progress, problems: Problems) -> tuple[pd.DataFrame, pd.Index]:
     """What headers or `headers` say (IMAGE_COLUMNS by image_id, gaps as missing values), and the ids that have
     files."""
     table = pd.DataFrame(columns=list(IMAGE_COLUMNS))
     if folder.is_dir():
         found = scan_images(folder, read=headers is None, workers=workers, progress=progress)
-        table = found.table
+        table = found.table.assign(  # names that are no UTF-8 as they are written to a file, paths as they open
+            **{name: found.table[name].map(printable) for name in ("image_id", "study_id", "series_id")}
+        )
         problems.report(f"files of {folder.name}/ that do not lie in <study>/<series>/, left out", found.misplaced)
         problems.report(f"headers of {folder.name}/ that cannot be read", found.faults)
         repeated = table["path"][table["image_id"].duplicated()]
@@ -193,7 +215,7 @@ def _study_labels(folder: Path, problems: Problems) -> dict[str, str]:
     left out."""
     path = find_table(folder, "train_study_level.csv")
     if path is None:
-        problems.append(f"no train_study_level.csv in {folder}: no study has a study label")
+        problems.append(f"{no_table(folder, 'train_study_level.csv')}: no study has a study label")
         return {}
     table = read_csv(path, ("id", *STUDY_COLUMNS))
     problems.report(f"repeated ids in {path.name}", table["id"][table["id"].duplicated()])
@@ -205,35 +227,86 @@ def _study_labels(folder: Path, problems: Problems) -> dict[str, str]:
     return {study: STUDY_LABELS[place] for study, place in zip(studies, marks[one].argmax(axis=1), strict=True)}
 
 
+#: What may stand in the place of a number in a table of boxes that a program wrote.
+NO_NUMBER = re.compile(r"\b(?:nan|NaN|NAN|null|inf|Infinity)\b")
+
+
 def parse_boxes(text: str, where: str) -> list[list[float]]:
     """Boxes of train_image_level.csv, the repr of a list of dicts, as [x, y, width, height] in pixels.
 
-    Empty text is no box. Raises InputError, starting with `where`, for anything else than finite numbers.
+    Empty text is no box. None, nan and numbers that are not finite become NaN: see box_fractions. Raises InputError,
+    starting with `where`, for anything else than numbers.
     """
-    if not text:
+    if not text.strip():
         return []
     try:
-        boxes = [[float(box[key]) for key in ("x", "y", "width", "height")] for box in ast.literal_eval(text)]
-    except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError) as error:
+        values = ast.literal_eval(NO_NUMBER.sub("None", text.strip()))
+        boxes = [[_number(box[key]) for key in ("x", "y", "width", "height")] for box in values]
+    except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError, OverflowError) as error:
         raise InputError(f"{where}: boxes {text[:80]!r} are no list of x, y, width and height") from error
-    if not np.isfinite(boxes).all():
-        raise InputError(f"{where}: boxes {text[:80]!r} hold a number that is not finite")
     return boxes
 
 
-def box_fractions(boxes: Iterable[Sequence[float]], rows: int, columns: int) -> tuple[list[list[float]], bool]:
+def _number(value: object) -> float:
+    number = math.nan if value is None else float(value)
+    return number if math.isfinite(number) else math.nan
+
+
+#: Sides in pixels below which a box is none: a slip of the mouse, which augmentation and losses divide by.
+SMALLEST_BOX = 1.0
+
+#: What can be wrong with boxes, as the index's list of problems says it.
+NOT_FINITE, INVERTED, TINY, OUTSIDE, CLIPPED = BOX_FAULTS = (
+    "images with boxes that hold a number that is not finite, left out",
+    "images with boxes of negative width or height, left out",
+    f"images with boxes of less than {SMALLEST_BOX:g} pixel in width or height, left out",
+    "images with boxes that lie outside the image, left out",
+    "images with boxes that reach outside the image and were clipped",
+)
+
+
+class BoxFaults(dict):
+    """A fault of BOX_FAULTS -> the ids of the images with such a box."""
+
+    def add(self, image_id: str, faults: Iterable[str]) -> None:
+        """Note the faults of an image's boxes."""
+        for fault in faults:
+            self.setdefault(fault, []).append(image_id)
+
+    def report(self, problems: Problems) -> None:
+        """Add a sentence for each kind of fault."""
+        for fault in BOX_FAULTS:
+            problems.report(fault, self.get(fault, ()))
+
+
+def box_fractions(boxes: Iterable[Sequence[float]], rows: int, columns: int) -> tuple[list[list[float]], list[str]]:
     """Pixel boxes [x, y, width, height] as [x1, y1, x2, y2] in fractions of the image, clipped to [0, 1].
 
-    Boxes without area are dropped. The second value is whether all of them lay inside (to a millionth).
+    Boxes that are not finite, inverted, smaller than SMALLEST_BOX (after clipping too) or outside the image are
+    dropped. The second value holds those of BOX_FAULTS that occurred; what reaches outside by no more than a millionth
+    of the image is rounding, and no fault.
     """
-    fractions, inside = [], True
+    fractions, faults = [], set()
     for x, y, width, height in boxes:
         corners = [x / columns, y / rows, (x + width) / columns, (y + height) / rows]
+        if not all(map(math.isfinite, corners)):
+            faults.add(NOT_FINITE)
+            continue
+        if width < 0 or height < 0:
+            faults.add(INVERTED)
+            continue
+        if min(width, height) < SMALLEST_BOX:
+            faults.add(TINY)
+            continue
         clipped = [min(max(corner, 0.0), 1.0) for corner in corners]
-        inside &= all(abs(a - b) <= 1e-6 for a, b in zip(corners, clipped, strict=True))
-        if clipped[2] > clipped[0] and clipped[3] > clipped[1]:
-            fractions.append(clipped)
-    return fractions, inside
+        sides = (clipped[2] - clipped[0]) * columns, (clipped[3] - clipped[1]) * rows
+        if min(sides) < SMALLEST_BOX * (1 - 1e-9):
+            faults.add(OUTSIDE)
+            continue
+        if any(abs(a - b) > 1e-6 for a, b in zip(corners, clipped, strict=True)):
+            faults.add(CLIPPED)
+        fractions.append(clipped)
+    return fractions, [fault for fault in BOX_FAULTS if fault in faults]
 
 
 def index_table(rows: Sequence[dict]) -> pd.DataFrame:
@@ -256,12 +329,25 @@ def write_index(images: pd.DataFrame, path: Path | str) -> None:
 
 
 def read_index(path: Path | str) -> pd.DataFrame:
-    """Read what `write_index` wrote. Raises InputError where the file or one of its columns is missing or wrong."""
-    rows = read_csv(path, INDEX_COLUMNS).to_dict("records")
+    """Read what `write_index` wrote. Raises InputError where the file is missing, cut off, or no index."""
+    rows = read_csv(path, INDEX_COLUMNS, complete=True).to_dict("records")
     try:
         for row in rows:
-            row["boxes"], row["study_label"] = json.loads(row["boxes"]), row["study_label"] or None
+            row["boxes"], row["study_label"] = _index_boxes(row["boxes"]), row["study_label"] or None
             row["annotated"], row["in_sample"] = row["annotated"] == "True", row["in_sample"] == "True"
+            row["path"] = unescaped(row["path"])
         return index_table(rows)
-    except ValueError as error:
-        raise InputError(f"{path} is no index ({error}): write it again with `siimcovid index`") from error
+    except (ValueError, OverflowError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} is no index ({reason}): write it again with `siimcovid index`") from error
+
+
+def _index_boxes(text: str) -> list[list[float]]:
+    """Boxes as `write_index` writes them. Raises ValueError for anything else."""
+    boxes = json.loads(text)
+    if not isinstance(boxes, list) or not all(
+        isinstance(box, list) and len(box) == 4 and all(type(x) in (int, float) and 0 <= x <= 1 for x in box)
+        for box in boxes
+    ):
+        raise ValueError(f"boxes {text[:80]!r}")
+    return boxes

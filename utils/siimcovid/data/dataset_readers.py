@@ -36,13 +36,13 @@ def kind_of(folder: Path | str, stage: str) -> Kind:
     found: Kind | None = None
     if find_table(folder, rsna_pneumonia.LABEL_FILE):
         found = "rsna"
-    elif any((folder / name).is_file() for name in nih_chestxray14.ENTRIES):
+    elif any(find_table(folder, name) for name in nih_chestxray14.ENTRIES):
         found = "nih"
     elif paths.is_competition(folder):
         found = "competition"
     if found not in LESSONS[stage]:
         wanted = " or ".join(NAMES[kind] for kind in LESSONS[stage])
-        what = f"is {NAMES[found]}" if found else "holds no data set"
+        what = f"is {NAMES[found]}" if found else "holds no data set" if folder.is_dir() else "is no folder"
         raise InputError(f"{folder} {what}; stage {stage} is trained on a folder like {wanted}")
     return found
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import NIH_FINDINGS, STUDY_LABELS
-from siimcovid.core.tables import find_table, read_csv
+from siimcovid.core.tables import find_table, no_table, read_csv
 from siimcovid.data.nih_chestxray14 import ENTRIES
 from siimcovid.data.rsna_pneumonia import CLASS_FILE
 
@@ -86,7 +86,7 @@ def nih_findings(folder: Path | str) -> tuple[dict[str, int], int]:
     """
     path = next((found for name in ENTRIES if (found := find_table(folder, name))), None)
     if path is None:
-        raise InputError(f"no {ENTRIES[0]} in {folder}: give the folder of NIH ChestX-ray14")
+        raise InputError(f"{no_table(folder, ENTRIES[0])}: give the folder of NIH ChestX-ray14")
     table = read_csv(path, ("Image Index", "Finding Labels"))
     counts = Counter(label for text in table["Finding Labels"] for label in text.split("|"))
     if unknown := sorted(set(counts).difference(NIH_FINDINGS)):
@@ -102,6 +102,6 @@ def rsna_classes(folder: Path | str) -> tuple[dict[str, int], int]:
     """
     path = find_table(folder, CLASS_FILE)
     if path is None:
-        raise InputError(f"no {CLASS_FILE} in {folder}: give the folder of the RSNA Pneumonia Challenge")
+        raise InputError(f"{no_table(folder, CLASS_FILE)}: give the folder of the RSNA Pneumonia Challenge")
     table = read_csv(path, ("patientId", "class"))
     return dict(Counter(table["class"]).most_common()), int(table["patientId"].nunique())

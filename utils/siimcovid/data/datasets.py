@@ -27,6 +27,14 @@ from siimcovid.data.augmentation import build_transforms
 from siimcovid.data.image_memory import TRAINING_BYTES, ImageMemory
 from siimcovid.data.resize import centre_crop, crop_boxes
 
+#: Sides of a box, as fractions of the image, below which augmentation and losses would divide by nothing.
+SMALLEST_SIDE = 1e-5
+
+
+def _with_area(boxes: np.ndarray) -> np.ndarray:
+    """The boxes (n, 4) whose sides are long enough; a predicted box, taken as a pseudo-label, may have none."""
+    return boxes[(boxes[:, 2:] - boxes[:, :2] >= SMALLEST_SIDE).all(axis=1)]
+
 
 class ImageDataset(Dataset):
     """Images of an index table as samples.
@@ -50,7 +58,7 @@ class ImageDataset(Dataset):
         memory: ImageMemory | None = None,
     ):
         self.image_ids = images["image_id"].tolist()
-        self.boxes = [np.asarray(boxes, np.float32).reshape(-1, 4) for boxes in images["boxes"]]
+        self.boxes = [_with_area(np.asarray(boxes, np.float32).reshape(-1, 4)) for boxes in images["boxes"]]
         self.study_labels = [
             STUDY_LABELS.index(study_label) if study_label in STUDY_LABELS else -1
             for study_label in images["study_label"]

@@ -32,6 +32,10 @@ IMAGE_COLUMNS = ("image_id", "study_id", "series_id", "patient_id", "rows", "col
 TITLES = {"imageid": "image_id", "studyid": "study_id", "patientid": "patient_id", "dim0": "rows", "dim1": "columns"}
 
 
+#: Endings of DICOM files, in lower case.
+ENDINGS = (".dcm", ".dicom")
+
+
 class Header(NamedTuple):
     """What is needed of one DICOM header; `fault` says why rows and columns are 0, and is empty else."""
 
@@ -46,7 +50,7 @@ class ImageDataset(NamedTuple):
 
     table: pd.DataFrame  # IMAGE_COLUMNS, sorted by path; patient_id, rows and columns are None where none were read
     faults: list[str]  # "<path> (<reason>)" for each header that cannot be read
-    misplaced: list[str]  # .dcm files that do not lie in <study>/<series>/ and are left out
+    misplaced: list[str]  # DICOM files that do not lie in <study>/<series>/ and are left out
 
 
 def read_header(path: Path | str) -> Header:
@@ -103,12 +107,14 @@ def _images_of_study(study: Path, read: bool) -> tuple[list[tuple], list[str], l
     rows, faults = [], []
     inside = _inside(study)
     for series in inside:
-        for path in filter(_is_image, _inside(series)):
+        for path in _inside(series):
+            if (image_id := image_id_of(path)) is None:
+                continue
             header = read_header(path) if read else Header(None, None, None, "")
-            rows.append((path.stem, study.name, series.name, *header[:3], str(path)))
+            rows.append((image_id, study.name, series.name, *header[:3], str(path)))
             if header.fault:
                 faults.append(f"{path} ({header.fault})")
-    return rows, faults, [str(path) for path in (study, *inside) if _is_image(path) and path.is_file()]
+    return rows, faults, [str(path) for path in (study, *inside) if path.is_file() and image_id_of(path)]
 
 
 def _inside(folder: Path) -> list[Path]:
@@ -120,8 +126,20 @@ def _inside(folder: Path) -> list[Path]:
         return []
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() == ".dcm"
+def image_id_of(path: Path) -> str | None:
+    """The image id of a DICOM file: its name without the ending .dcm or .dicom, in any case; None for other files.
+
+    A name without such an ending, a UID with its dots perhaps, is an id as it is where the file's preamble says DICOM.
+    """
+    if path.suffix.lower() in ENDINGS:
+        return path.stem
+    if path.suffix and not path.suffix[1:].isdigit():
+        return None
+    try:
+        with open(path, "rb") as stream:
+            return path.name if stream.read(132)[128:] == b"DICM" else None
+    except OSError:  # a folder among others
+        return None
 
 
 def read_header_tables(paths: Iterable[Path | str]) -> pd.DataFrame:

@@ -7,7 +7,7 @@ cache, thumbnails.npz, remembers what the images look like, so that only the fir
     state     (n, 2) int64, length in bytes and date in ns of the picture that the thumbnail is of
     pixels    (n, SIDE, SIDE) uint8, the image stretched to a square, area averages
 
-A competitor's list of duplicates, train_duplicates.csv (plain or gzipped; see read_duplicates), is heard too
+A competitor's list of duplicates, train_duplicates.csv (plain or packed; see read_duplicates), is used too
 where it lies in the competition folder.
 
 Images are compared by what is finer than a lung. Chest images all look alike when blurred: of thumbnails as they are,
@@ -35,7 +35,7 @@ from scipy.sparse.csgraph import connected_components
 from siimcovid.core.errors import InputError
 from siimcovid.core.files import atomic_path
 from siimcovid.core.processes import processors
-from siimcovid.core.tables import find_table, read_csv
+from siimcovid.core.tables import find_table, read_lines
 from siimcovid.data import image_cache
 
 #: Side of a thumbnail in pixels, and the deviation of the blur that is subtracted from it, in the same.
@@ -85,10 +85,13 @@ def listed(images: pd.DataFrame) -> list[list[str]]:
 def read_duplicates(path: Path | str) -> list[list[str]]:
     """Image ids that show the same image, from a CSV without titles: a set of ids, with or without _image, a line.
 
+    Lines may be of any length. Raises InputError where the file is no CSV.
+
     The list that circulates for this competition has lost its ids' leading zeros; they are put back, to 12 digits.
     """
-    lines = read_csv(path, header=None).to_numpy().tolist()
-    return [[name.strip().removesuffix("_image").zfill(12) for name in line if name.strip()] for line in lines]
+    return [
+        [name.strip().removesuffix("_image").zfill(12) for name in line if name.strip()] for line in read_lines(path)
+    ]
 
 
 def once(images: pd.DataFrame, groups: Iterable[Sequence[str]]) -> pd.DataFrame:

@@ -26,7 +26,7 @@ import cv2
 import numpy as np
 
 from siimcovid.core.errors import InputError
-from siimcovid.core.files import atomic_path, write_csv
+from siimcovid.core.files import atomic_path, make_folder, write_csv
 from siimcovid.core.processes import Lost, processors, run_apart
 from siimcovid.data.dicom_image import DicomError, read_image_with_notices
 from siimcovid.data.picture_files import is_picture, read_picture
@@ -96,7 +96,7 @@ def prepare(
     if images["image_id"].duplicated().any():
         raise InputError(f"image {images['image_id'][images['image_id'].duplicated()].iloc[0]!r} is there twice")
     images = images.iloc[part[0] :: part[1]]
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     paths = dict(zip(images["image_id"], images["path"], strict=True))
     made = _read_journal(folder)
     settled, todo = _sort(paths, folder, size, made)

@@ -14,7 +14,7 @@ import pandas as pd
 
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import NIH_FINDINGS
-from siimcovid.core.tables import read_csv, some
+from siimcovid.core.tables import find_table, no_table, read_csv, some
 from siimcovid.data.picture_files import PICTURES
 
 ENTRIES = ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv")
@@ -28,9 +28,9 @@ def load_nih(folder: Path | str) -> tuple[pd.DataFrame, tuple[str, ...]]:
     is none of NIH_FINDINGS.
     """
     folder = Path(folder).expanduser().absolute()
-    entries = next((folder / name for name in ENTRIES if (folder / name).is_file()), None)
+    entries = next((path for name in ENTRIES if (path := find_table(folder, name))), None)
     if entries is None:
-        raise InputError(f"no {ENTRIES[0]} in {folder}: give the folder of NIH ChestX-ray14")
+        raise InputError(f"{no_table(folder, ENTRIES[0])}: give the folder of NIH ChestX-ray14")
     table = read_csv(entries, ("Image Index", "Finding Labels", "Patient ID"))
     paths = _images(folder)
     labels = [set(text.split("|")) for text in table["Finding Labels"]]

@@ -12,8 +12,8 @@ from pathlib import Path
 import pandas as pd
 
 from siimcovid.core.errors import InputError
-from siimcovid.core.tables import find_table, numbers, read_csv
-from siimcovid.data.competition import Problems, box_fractions, index_table
+from siimcovid.core.tables import find_table, no_table, numbers, read_csv
+from siimcovid.data.competition import BoxFaults, Problems, box_fractions, index_table
 from siimcovid.data.dicom_headers import Header, in_threads, read_header
 
 LABEL_FILE, CLASS_FILE = "stage_2_train_labels.csv", "stage_2_detailed_class_info.csv"
@@ -32,10 +32,10 @@ def load_rsna(
     """
     folder = Path(folder).expanduser().absolute()
     path = find_table(folder, LABEL_FILE)
-    if path is None or not (folder / IMAGE_FOLDER).is_dir():
-        raise InputError(
-            f"no {LABEL_FILE} with {IMAGE_FOLDER}/ in {folder}: give the folder of the RSNA Pneumonia Challenge"
-        )
+    if path is None:
+        raise InputError(f"{no_table(folder, LABEL_FILE)}: give the folder of the RSNA Pneumonia Challenge")
+    if not (folder / IMAGE_FOLDER).is_dir():
+        raise InputError(f"no {IMAGE_FOLDER}/ beside {path}: give the folder of the RSNA Pneumonia Challenge")
     problems = Problems()
     labels = read_csv(path, ("patientId", *BOX, "Target")).drop_duplicates()
     boxed = labels[numbers(labels, "Target", path) == 1]
@@ -51,13 +51,11 @@ def load_rsna(
     files = {name: folder / IMAGE_FOLDER / f"{name}.dcm" for name in names}
     headers = in_threads(_header, list(files.values()), f"{IMAGE_FOLDER}/", "file", workers, progress)
     problems.report("images without a file", [n for n, header in zip(names, headers, strict=True) if header is None])
-    rows, outside, unreadable = [], [], []
+    rows, faults, unreadable = [], BoxFaults(), []
     for name, header in zip(names, headers, strict=True):
         image = header or Header("", 0, 0, "")
-        boxes, inside = (
-            box_fractions(pixel_boxes.get(name, []), image.rows, image.columns) if image.rows else ([], True)
-        )
-        outside += [] if inside else [name]
+        boxes, found = box_fractions(pixel_boxes.get(name, []), image.rows, image.columns) if image.rows else ([], ())
+        faults.add(name, found)
         unreadable += [f"{files[name]} ({image.fault})"] if image.fault else []
         rows.append(
             dict.fromkeys(("image_id", "study_id", "series_id", "patient_id"), name)
@@ -70,7 +68,7 @@ def load_rsna(
             | {"boxes": boxes, "study_label": None, "annotated": image.rows > 0}
         )
     problems.report(f"headers of {IMAGE_FOLDER}/ that cannot be read", unreadable)
-    problems.report("images with boxes that reach outside the image and were clipped", outside)
+    faults.report(problems)
     return index_table(rows), tuple(problems)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import siimcovid
 from siimcovid.core.errors import InputError
-from siimcovid.core.files import write_json
+from siimcovid.core.files import make_folder, write_json
 from siimcovid.kaggle import CODE_ARCHIVE, KERNEL, SLUGS, wheels_dataset
 from siimcovid.kaggle import weights_dataset as weights_bundle
 from siimcovid.kaggle.code_dataset import write_code
@@ -127,7 +127,7 @@ def _build_dataset(
 @contextmanager
 def assembled(folder: Path) -> Iterator[Path]:
     """Yield an empty folder beside `folder`; on success it takes its place, on error `folder` stays as it was."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     old = new.with_name(f"{new.name}.old")
     try:

@@ -18,6 +18,7 @@ from siimcovid.core.errors import InputError
 from siimcovid.core.files import write_text
 from siimcovid.core.presets import load_preset
 from siimcovid.data import competition
+from siimcovid.data.dicom_headers import image_id_of
 from siimcovid.evaluation import submission_csv
 from siimcovid.kernel.run import Run
 
@@ -134,10 +135,10 @@ def repair(folder: Path, repaired: Path) -> Path:
     Ids of the damaged sample that are whole come first, in its order. Raises InputError where there is none of either.
     """
     ids = dict.fromkeys(_whole_ids(folder))
-    images = sorted((folder / "test").glob("*/*/*.dcm"))
+    images = filter(None, map(image_id_of, sorted((folder / "test").glob("*/*/[!.]*"))))
     studies = sorted(path.name for path in (folder / "test").glob("*") if path.is_dir())
     ids |= dict.fromkeys(f"{study}{submission_csv.STUDY}" for study in studies)
-    ids |= dict.fromkeys(f"{image.stem}{submission_csv.IMAGE}" for image in images)
+    ids |= dict.fromkeys(f"{image}{submission_csv.IMAGE}" for image in images)
     if not ids:
         raise InputError(f"{folder} has neither ids in {SAMPLE} nor images in test/")
     shutil.rmtree(repaired, ignore_errors=True)

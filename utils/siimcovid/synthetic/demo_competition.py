@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from siimcovid.core.errors import InputError
-from siimcovid.core.files import write_json
+from siimcovid.core.files import make_folder, write_json
 from siimcovid.core.progress import progress_bar
 from siimcovid.synthetic.anatomy import Anatomy
 from siimcovid.synthetic.competition_plan import PlannedImage, plan_split
@@ -75,7 +75,8 @@ def write_competition(
 def _is_complete(folder: Path, truth: Path, parameters: dict, images: list[PlannedImage]) -> bool:
     """Whether a folder holds the demo competition of these parameters with all its images; False where it is empty or
     half written. Raises InputError where it holds something else."""
-    if not folder.exists() or not any(folder.iterdir()):
+    make_folder(folder)
+    if not any(folder.iterdir()):
         return False
     written = json.loads((truth / MARKER).read_text()) if (truth / MARKER).is_file() else None
     if written is None:
@@ -92,7 +93,7 @@ def write_image(image: PlannedImage, folder: Path) -> np.ndarray:
         Anatomy.draw(image.patient_seed), image.study_label, image.boxes, image.shape, image.study_seed, image.number
     )
     path = image_path(folder, image)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with quiet_pydicom():
         to_dicom(image, drawn.pixels, np.random.default_rng([image.study_seed, 3, image.number])).save_as(
             path, enforce_file_format=True

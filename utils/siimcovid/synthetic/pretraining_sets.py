@@ -17,7 +17,7 @@ import pandas as pd
 import pydicom
 
 from siimcovid.core.errors import InputError
-from siimcovid.core.files import atomic_path, write_csv
+from siimcovid.core.files import atomic_path, make_folder, write_csv
 from siimcovid.data.nih_chestxray14 import ENTRIES
 from siimcovid.data.rsna_pneumonia import BOX, CLASS_FILE, IMAGE_FOLDER, LABEL_FILE
 from siimcovid.synthetic.anatomy import Anatomy
@@ -53,7 +53,8 @@ def write_pretraining(folder: Path | str, layout: str, *, count: int, seed: int,
     folder = Path(folder)
     if count < 1 or not 0 < scale <= 1:
         raise InputError(f"{count} images at scale {scale}: give at least 1 image and a scale above 0 and at most 1")
-    if folder.exists() and any(folder.iterdir()):
+    make_folder(folder)
+    if any(folder.iterdir()):
         raise InputError(f"{folder} is not empty; give another folder")
     images = [image for image in plan_split(seed + SEEDS[layout], "train", count, scale) if image.annotated]
     patients = {patient: number for number, patient in enumerate(sorted({image.patient for image in images}), 1)}
@@ -62,7 +63,7 @@ def write_pretraining(folder: Path | str, layout: str, *, count: int, seed: int,
     for image in images:
         of_patient[image.patient] += 1
         names.append(f"{patients[image.patient]:08d}_{of_patient[image.patient]:03d}")
-    (folder / (IMAGE_FOLDER if layout == "rsna" else "images")).mkdir(parents=True, exist_ok=True)
+    make_folder(folder / (IMAGE_FOLDER if layout == "rsna" else "images"))
     write: Callable = _write_dicom if layout == "rsna" else _write_png
     boxes = map_images(partial(write, folder=folder), list(zip(images, names, strict=True)), workers)
     tables = _rsna_tables(images, boxes) if layout == "rsna" else _nih_tables(images, names)

@@ -39,7 +39,7 @@ import yaml
 
 from siimcovid.core.configuration import Preset
 from siimcovid.core.errors import InputError
-from siimcovid.core.files import write_csv, write_json
+from siimcovid.core.files import make_folder, write_csv, write_json
 from siimcovid.core.overrides import override, to_dict
 from siimcovid.models import weights_manifest
 from siimcovid.training.train_stage import fit
@@ -230,7 +230,7 @@ def _digest(names: pd.Series) -> str:
 @contextmanager
 def claimed(folder: Path) -> Iterator[bool]:
     """Whether this process has a trial to itself, for as long as it is in here."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with open(folder / "lock", "w") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from siimcovid.core.configuration import Preset
-from siimcovid.core.files import write_json
+from siimcovid.core.files import make_folder, write_json
 from siimcovid.core.overrides import from_dict, to_dict
 from siimcovid.data.competition import read_index, write_index
 from siimcovid.models.device import training_processes
@@ -47,7 +47,7 @@ def fit(
     config = getattr(preset, stage)
     share = replace(config.training, batch=max(1, config.training.batch // count))
     job, images_csv = out / f"{stage}.job.json", out / f"{stage}.images.csv"
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     write_index(images, images_csv)
     facts = {"stage": stage, "preset": to_dict(replace(preset, **{stage: replace(config, training=share)}))}
     places = {"images_csv": images_csv, "folder": folder, "start": start, "out": out}

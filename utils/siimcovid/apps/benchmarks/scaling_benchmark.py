@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from siimcovid.core import stage_names
-from siimcovid.core.files import atomic_path
+from siimcovid.core.files import atomic_path, make_folder
 
 COUNTS = (100, 1000, 6000)
 SHAPE, CACHE_SIZE, SIDE = (160, 128), 128, 64
@@ -29,7 +29,7 @@ def write_images(folder: Path, count: int) -> None:
     from siimcovid.synthetic.anatomy import Anatomy
     from siimcovid.synthetic.radiograph import render
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     pixels = render(Anatomy.draw(0), "typical", 2, SHAPE, 0).pixels
     template = write_dicom(folder / "template", ExplicitVRLittleEndian, pixels).read_bytes()
     size = 2 * pixels.size

@@ -33,12 +33,13 @@ def run(args: argparse.Namespace) -> int:
     others still train."""
     from siimcovid.apps.ablation import ablation_experiment, ablation_table
     from siimcovid.apps.commands.search_command import refuse_launch
-    from siimcovid.core.files import write_csv, write_json, write_text
+    from siimcovid.core.files import make_folder, write_csv, write_json, write_text
     from siimcovid.core.overrides import read_settings
     from siimcovid.core.presets import load_preset
     from siimcovid.inference.fit_ensemble import NOTHING
 
     refuse_launch("several `siimcovid ablate` on the same --out")
+    make_folder(args.out)
     preset = load_preset(args.preset, read_settings(args.settings))
     plan = ablation_experiment.Plan(
         tuple(args.seeds), args.train_studies, args.test_studies, tuple(args.data), args.folds

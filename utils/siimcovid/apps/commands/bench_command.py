@@ -26,6 +26,9 @@ def run(args: argparse.Namespace) -> int:
         print(hours_table())
     else:
         from siimcovid.apps.benchmarks.run_benchmarks import run as run_works
+        from siimcovid.core.files import check_writable
 
+        if args.out:
+            check_writable(args.out)
         run_works(args.only, args.out)
     return 0

@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do what is not done yet, print the official score and the report's two tables."""
     from siimcovid.apps.commands.search_command import prepared, refuse_launch
+    from siimcovid.core.files import make_folder
     from siimcovid.core.overrides import read_settings
     from siimcovid.core.presets import load_preset
     from siimcovid.data import competition
@@ -39,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from siimcovid.training import cross_validation
 
     refuse_launch("one for each of some --folds on the same --out")
+    make_folder(args.out)
     preset = load_preset(args.preset, read_settings(args.settings))
     images = competition.load(args.data, splits=("train",)).images
     folder, stages = args.cache or args.out / "cache", args.stages or preset.stages

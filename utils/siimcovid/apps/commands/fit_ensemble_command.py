@@ -18,12 +18,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what each item is worth on images that it was not fitted on, and the numbers."""
+    from siimcovid.core.files import make_folder
     from siimcovid.core.overrides import read_settings
     from siimcovid.core.presets import load_preset
     from siimcovid.data import competition
     from siimcovid.inference import fit_ensemble
     from siimcovid.training import cross_validation
 
+    if args.out:
+        make_folder(args.out)
     preset = load_preset(args.preset, {**fit_ensemble.NOTHING, **read_settings(args.settings)})
     images = competition.load(args.data, splits=("train",)).images
     said, folds = cross_validation.read(args.crossval, images, preset)

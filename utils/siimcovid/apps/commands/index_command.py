@@ -22,13 +22,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from siimcovid.core.files import write_json
+    from siimcovid.core.errors import InputError
+    from siimcovid.core.files import check_writable, write_json
     from siimcovid.core.paths import find_competition
     from siimcovid.data.coco_export import to_coco
-    from siimcovid.data.competition import load, write_index
+    from siimcovid.data.competition import load, read_index, write_index
     from siimcovid.data.dataset_statistics import describe
     from siimcovid.data.dicom_headers import read_header_tables
 
+    for path in filter(None, (args.out, args.coco)):
+        check_writable(path)
+    if args.out and args.out.is_file():
+        try:
+            read_index(args.out)
+        except InputError:  # the competition's own table, perhaps
+            raise InputError(f"{args.out} is there and is no index: name another file, or remove it") from None
     headers = read_header_tables(args.headers) if args.headers else None
     competition = load(find_competition(args.folder), headers=headers, workers=args.workers)
     images = competition.images

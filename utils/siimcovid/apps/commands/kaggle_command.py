@@ -109,6 +109,7 @@ def _build(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     from siimcovid.core.errors import InputError
+    from siimcovid.core.files import make_folder
     from siimcovid.kaggle.kaggle_image import find_image, find_python, images
     from siimcovid.kaggle.rehearsal import check
 
@@ -126,7 +127,9 @@ def _check(args: argparse.Namespace) -> int:
     for number, (image, _) in enumerate(chosen or [(None, None)]):
         kept = args.keep / (image.name if image else "here") if args.keep else None
         if kept:
-            kept.mkdir(parents=True)
+            if kept.exists():
+                raise InputError(f"{kept} is there already: name a new folder")
+            make_folder(kept)
         with tempfile.TemporaryDirectory(prefix="siimcovid-kaggle-") as scratch:
             verdicts = check(
                 args.out,

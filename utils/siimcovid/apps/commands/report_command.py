@@ -31,13 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the page and print where it lies."""
     from siimcovid.core.errors import InputError
-    from siimcovid.core.files import write_text
+    from siimcovid.core.files import check_writable, write_text
     from siimcovid.evaluation.report_tables import THRESHOLD
     from siimcovid.reporting.html.html_report import data_page, render, run_page
     from siimcovid.reporting.run_folder import read_run
 
     if not any((args.run, args.data, args.nih, args.rsna)):
         raise InputError("give a run's folder, or data to count with --data, --nih or --rsna")
+    if args.out:
+        check_writable(args.out)
     images = _images(args) if args.data else None
     if args.run:
         threshold = THRESHOLD if args.threshold is None else args.threshold

@@ -32,9 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the scores and their companions; a class without truth is null in the JSON."""
-    from siimcovid.core.files import nan_to_null, write_json
+    from siimcovid.core.files import check_writable, make_folder, nan_to_null, write_json
     from siimcovid.evaluation.report_tables import as_text, compared
 
+    if args.json:
+        check_writable(args.json)
+    if args.out:
+        make_folder(args.out)
     evaluations = _evaluations(args)
     print(as_text(evaluations[0]) if len(evaluations) == 1 else compared(evaluations))
     if len(args.what) > 1:

@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the trials that are left, print the table and the best trial's settings; 1 if no trial has finished."""
+    from siimcovid.core.files import make_folder
     from siimcovid.core.overrides import override, read_settings
     from siimcovid.core.presets import load_preset
     from siimcovid.data import dataset_readers
@@ -38,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from siimcovid.training import cross_validation, hyperparameter_search
 
     refuse_launch("several searches on the same --out")
+    make_folder(args.out)
     fold = {} if args.fold is None else {"fold": args.fold}
     preset = load_preset(args.preset, read_settings(args.settings) | fold)
     space = hyperparameter_search.read_space(hyperparameter_search.find_space(args.space), args.stage, preset)

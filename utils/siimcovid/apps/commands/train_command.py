@@ -32,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
     import sys
     import time
 
+    from siimcovid.core.files import make_folder
     from siimcovid.core.overrides import override, read_settings
     from siimcovid.core.presets import load_preset
     from siimcovid.data import dataset_readers
@@ -41,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from siimcovid.training import train_stage
 
     started = time.monotonic()
+    make_folder(args.out)
     kind = dataset_readers.kind_of(args.data, args.stage)
     settings = read_settings(args.settings)
     if args.fold is not None:
