@@ -35,7 +35,7 @@ class Training:
     """How a stage is trained."""
 
     epochs: int
-    batch: int  # images per step and process
+    batch: int  # images per step, shared among the processes
     learning_rate: float  # at its highest
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     momentum: float = 0.9
