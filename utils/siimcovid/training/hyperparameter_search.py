@@ -14,10 +14,10 @@ is locked by the process that runs it, and the system unlocks those of a process
 remove its folder.
 
 Optuna 5 was tried in its place, with a journal for storage. Of a random search that two processes share with one seed
-it ran each of 8 trials twice, since its sampler starts anew in every process; of one that was killed in its fourth trial
-the three before ran again. Of a grid of 12 that two share it ran one twice. Where all trials are put into the journal
-beforehand, that of a killed process stays "running" for ever and is lost. What it would save is the ten lines of
-`search_space.trials`, for six more packages.
+it ran each of 8 trials twice, since its sampler starts anew in every process; of one that was killed in its fourth
+trial the three before ran again. Of a grid of 12 that two share it ran one twice. Where all trials are put into the
+journal beforehand, that of a killed process stays "running" for ever and is lost. What it would save is the ten lines
+of `search_space.trials`, for five more packages.
 
 The metric of the best of many is too good by the luck it had: compare it with the preset's on another fold before it is
 believed.
