@@ -182,7 +182,7 @@ def test_fit_holds_all_copies_out_together(fitted, tmp_path):
 def test_cross_validation_holds_all_copies_out_together(monkeypatch, tmp_path):
     images, trained = write(tmp_path, {f"f{k}": texture(k % 4) for k in range(8)}), []
 
-    def fit(stage, preset, cached_images, cache, start, out):
+    def fit(stage, preset, cached_images, cache, start, out, features):
         trained.append(set(cached_images["image_id"]))
         (out / f"{stage}.safetensors").write_bytes(b"model")
 

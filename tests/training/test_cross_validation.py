@@ -9,14 +9,16 @@ import pytest
 from siimcovid.apps.ablation.trained_variants import PLAIN
 from siimcovid.apps.command_line import main
 from siimcovid.core.errors import InputError
+from siimcovid.core.files import write_json
 from siimcovid.core.labels import CLASSES, STUDY_COLUMNS, STUDY_LABELS
 from siimcovid.core.overrides import override
 from siimcovid.core.presets import load_preset
 from siimcovid.core.stage_names import member
 from siimcovid.models.weights_manifest import read_manifest, register_trained, verified
 from siimcovid.synthetic.demo_competition import write_competition
-from siimcovid.training import cross_validation
-from siimcovid.training.cross_validation import cross_validate, refuse_leaks, score
+from siimcovid.training import cross_validation, train_stage
+from siimcovid.training.cross_validation import cross_validate
+from siimcovid.training.out_of_fold import refuse_leaks, score
 
 pytestmark = pytest.mark.slow
 
@@ -70,11 +72,14 @@ class Models:
     def __init__(self, images: pd.DataFrame):
         self.truth, self.fitted, self.predicted, self.stop = images.set_index("image_id"), [], [], None
 
-    def fit(self, stage, preset, images, cache, start, folder):
+    def fit(self, stage, preset, images, cache, start, folder, features):
         if (preset.fold, stage) == self.stop:
             raise KeyboardInterrupt
         self.fitted.append((preset.fold, stage, getattr(preset, stage).training, set(images["image_id"])))
         (folder / f"{stage}.safetensors").write_bytes(b"model")
+        (folder / f"{stage}.resume.pt").unlink(missing_ok=True)
+        identity = train_stage.identity_of(stage, preset, images, cache, start, folder)
+        write_json(folder / f"{stage}.json", {"identity": identity, "finished": True})
 
     def predict(self, stage, config, model, images, cache, hflip=False, change=None):
         self.predicted.append((stage, hflip, set(images["image_id"])))
@@ -204,6 +209,24 @@ def test_a_stage_trained_anew_predicts_anew(images, models, tmp_path):
     assert len(models.predicted) == 1
 
 
+def test_a_stage_of_another_identity_is_trained_anew(images, models, tmp_path):
+    """Corrected labels, boxes or start weights: trained and predicted again. What depends on none of them is not."""
+    starts = []
+    for number in range(2):
+        path = tmp_path / f"start{number}" / "study.safetensors"
+        path.parent.mkdir()
+        path.write_bytes(bytes([number]))
+        register_trained(path, "study", PRESET, "others")
+        starts.append(path.parent)
+    corrected = images.assign(study_label=images["study_label"].replace("typical", "atypical"))
+    boxes = images.assign(boxes=[[[0.1, *box[1:]] for box in found] for found in images["boxes"]])
+    for table, start in ((images, starts[0]), (corrected, starts[0]), (boxes, starts[0]), (boxes, starts[1])):
+        for trained in (3, 0):
+            models.fitted, models.predicted = [], []
+            cross_validate(table, PRESET, tmp_path, start, tmp_path / "out", stages=["study"])
+            assert (len(models.fitted), len(models.predicted)) == (trained, trained)
+
+
 def test_the_check_for_shortcuts(images, models, tmp_path):
     """Study labels told perfectly on images as they are, and all alike on covered ones: ties in the order of the
     studies."""
@@ -330,7 +353,9 @@ def test_the_command_for_real(tmp_path, capsys):
     assert study_probs[list(STUDY_LABELS)].sum(axis=1).to_numpy() == pytest.approx(1.0)
     trained = (out / "fold_1" / "study.safetensors").stat().st_mtime_ns
     assert main(arguments) == 0
-    assert capsys.readouterr().out == printed
+    again = capsys.readouterr().out
+    assert printed.endswith(again)
+    assert printed.removesuffix(again).count("study 1/1") == 2  # a line for each epoch of the first call
     assert (out / "fold_1" / "study.safetensors").stat().st_mtime_ns == trained
 
 

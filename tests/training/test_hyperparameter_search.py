@@ -16,17 +16,8 @@ from siimcovid.core.presets import FULL, PRESETS, SMALL, load_preset
 from siimcovid.models import checkpoints
 from siimcovid.synthetic.demo_competition import write_competition
 from siimcovid.training import hyperparameter_search
-from siimcovid.training.hyperparameter_search import (
-    Range,
-    as_set,
-    best,
-    claimed,
-    collect,
-    find_space,
-    name_of,
-    read_space,
-    trials,
-)
+from siimcovid.training.hyperparameter_search import as_set, best, claimed, collect
+from siimcovid.training.search_space import Range, find_space, name_of, read_space, trials
 from siimcovid.training.training_loop import NotFiniteError
 
 pytestmark = pytest.mark.slow
@@ -164,12 +155,12 @@ def test_settings_as_text():
 
 
 class Recorder:
-    """Stands for stages.fit: writes metrics whose best epoch is its learning rate, and remembers what was asked."""
+    """Stands for train_stage.fit: the best epoch's metric is the learning rate; remembers what was asked."""
 
     def __init__(self):
         self.rates, self.stop = [], None
 
-    def __call__(self, stage, preset, images, cache, start, folder):
+    def __call__(self, stage, preset, images, cache, start, folder, features):
         rate = preset.study.training.learning_rate
         self.rates.append(rate)
         assert preset.study.training.validate
@@ -184,7 +175,17 @@ class Recorder:
 
 
 RATES = [{LEARNING_RATE: rate} for rate in (0.3, 7.0, 0.5, 0.4)]
-IMAGES = pd.DataFrame({"image_id": ["a", "b"]})
+IMAGES = pd.DataFrame(
+    {
+        "image_id": [*"abcdef"],
+        "study_id": [*"abcdef"],
+        "patient_id": [*"abcdef"],
+        "split": "train",
+        "boxes": [[]] * 6,
+        "study_label": [*STUDY_LABELS, *STUDY_LABELS[:2]],
+        "annotated": True,
+    }
+)
 
 
 @pytest.fixture
@@ -247,12 +248,17 @@ def test_a_trial_that_another_process_runs_is_left_to_it(recorder, tmp_path):
 
 def test_a_folder_is_of_one_search(recorder, tmp_path):
     run(tmp_path)
-    others = {"preset": load_preset("small", {"study.hidden": 8}), "images": IMAGES.tail(1)}
-    for name, other in others.items():
-        with pytest.raises(InputError, match="another folder"):
-            run(tmp_path, **{name: other})
-    with pytest.raises(InputError, match="another folder"):
-        run(tmp_path, preset=load_preset("small", {"fold": 1}))
+    others = [
+        ("config.hidden", {"preset": load_preset("small", {"study.hidden": 8})}),
+        ("cache.size", {"preset": load_preset("small", {"cache_size": 99})}),
+        ("held_out, images", {"preset": load_preset("small", {"fold": 1})}),
+        ("images", {"images": IMAGES.tail(5)}),
+        ("images", {"images": IMAGES.assign(study_label="typical")}),
+    ]
+    for said, other in others:
+        with pytest.raises(InputError, match=f"{said}.*another folder"):
+            run(tmp_path, **other)
+    run(tmp_path)
     assert len(recorder.rates) == 4
 
 
@@ -297,11 +303,11 @@ def test_the_command(recorder, tmp_path, capsys, monkeypatch):
     file = tmp_path / "space.yaml"
     file.write_text(f"{{method: grid, space: {{{LEARNING_RATE}: [0.2, 0.4]}}}}", encoding="utf-8")
     arguments = ["search", "study", str(file), "--data", str(data), "--out", str(out), "--preset", "small"]
-    assert main([*arguments, "--fold", "2", "--set", "study.hidden=8"]) == 0
+    assert main([*arguments, "--fold", "2", "--set", "study.hidden=8", "--set", "folds=3"]) == 0
     printed = capsys.readouterr().out
     assert f"--set {LEARNING_RATE}=0.4\n" in printed
     facts = json.loads((out / "search.json").read_text(encoding="utf-8"))
-    assert (facts["preset"]["fold"], facts["preset"]["study"]["hidden"]) == (2, 8)
+    assert (facts["stage"], facts["config"]["hidden"]) == ("study", 8)
     manifests = list(out.glob("trials/*/manifest.json"))
     assert [Path(path).parent.name for path in manifests] == [name_of({LEARNING_RATE: 0.4})]
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -1,5 +1,6 @@
 """`torchrun` on two CPU processes (gloo): the same gradients, images and tables as one process."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
+from siimcovid.core.memory_errors import is_out_of_memory
 from siimcovid.core.overrides import override
 from siimcovid.data import competition
 from siimcovid.models import checkpoints
@@ -51,6 +53,16 @@ def test_the_same_steps(stage, runs):
     assert losses[0].between(1e-6, 1e3).all()
 
 
+def test_processes_measure_the_same_model_and_end_together(runs):
+    """Running statistics are the main process's before validation; a loss that is not finite in one process only takes
+    both back to the first epoch."""
+    one, two = runs
+    assert len(json.loads((one / "line" / "study.json").read_text(encoding="utf-8"))["epochs"]) == 3
+    assert len(json.loads((two / "line" / "study.json").read_text(encoding="utf-8"))["epochs"]) == 1
+    means = [(two / "line" / f"mean.{rank}.txt").read_text() for rank in (0, 1)]
+    assert means[0] == means[1]
+
+
 def test_the_same_images_and_failures(runs):
     one, two = (out / "cache" for out in runs)
     names = sorted(path.name for path in one.glob("*.png"))
@@ -78,8 +90,52 @@ def test_a_notebook_trains_in_two_processes(runs, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("study.job*")) + list(tmp_path.glob("study.images*"))
 
 
+def test_two_processes_go_on_where_one_has_paused(runs, tmp_path, monkeypatch):
+    """Three images a step: two and one. One process and a half of two end with the weights of one alone."""
+    one, _ = runs
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    images = competition.read_index(one.parent / "index.csv")
+    failed = pd.read_csv(one / "cache" / "failures.csv", dtype=str)["image_id"]
+    samples = images[~images["image_id"].isin(failed)].reset_index(drop=True)
+    changes = {"study.training.batch": 3, "study.training.nominal_batch": 0, "study.dropout": 0.0}
+    task = "study", override(launched.few_steps("study"), changes), samples, one / "cache", None
+    whole = multi_gpu.fit(*task, tmp_path / "whole", processes=1)
+    multi_gpu.fit(*task, tmp_path / "first", seconds=0.0, processes=1, pause=True)
+    second = tmp_path / "second"
+    path = multi_gpu.fit(*task, second, processes=2, resume_from=tmp_path / "first")
+    half = read_tensors(tmp_path / "first" / "study.safetensors")[0]
+    expected, found = read_tensors(whole)[0], read_tensors(path)[0]
+    for name in ("head.0.weight", "head.3.bias"):
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-6)
+        assert not torch.equal(found[name], half[name])
+    assert len(pd.read_csv(second / "study.metrics.csv")) == 2
+
+
+def test_processes_import_what_their_parent_can(tmp_path, monkeypatch):
+    """From sys.path, though the variable PYTHONPATH does not have it: so are a kernel's mounted wheels found."""
+    (tmp_path / "only_here.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    environment = os.environ | {"PYTHONPATH": multi_gpu.inherited_path()}
+    done = subprocess.run([sys.executable, "-c", "import only_here, siimcovid"], env=environment, check=False)
+    assert done.returncode == 0
+
+
 def test_a_failed_process_is_an_error(runs, tmp_path, monkeypatch):
     one, _ = runs
     images = competition.read_index(one.parent / "index.csv").assign(study_label=None)
-    with pytest.raises(RuntimeError, match="stage study in 2 processes"):
+    with pytest.raises(RuntimeError, match=r"stage study in 2 processes.*no images to train on") as caught:
         multi_gpu.fit("study", launched.few_steps("study"), images, one / "cache", None, tmp_path, processes=2)
+    assert not is_out_of_memory(caught.value)
+    assert not list(tmp_path.glob("study.*"))
+
+
+def test_a_killed_process_is_taken_for_a_lack_of_memory(tmp_path, monkeypatch):
+    """One of two is killed as it starts."""
+    (tmp_path / "sitecustomize.py").write_text(
+        'import os, signal\nif os.environ.get("RANK") == "1":\n    os.kill(os.getpid(), signal.SIGKILL)\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "study.job.json").write_text("{}")
+    with pytest.raises(RuntimeError, match="killed without a word") as caught:
+        multi_gpu.run_processes("study", tmp_path / "study.job.json", 2)
+    assert is_out_of_memory(caught.value)

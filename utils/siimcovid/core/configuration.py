@@ -118,7 +118,7 @@ class Training:
     """How a stage is trained."""
 
     epochs: Count
-    batch: Count  # images per step and process
+    batch: Count  # images per step, shared among the processes
     learning_rate: Annotated[float, Range(0, above=True)]  # at its highest; one that is too high ends the training
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     momentum: Share = 0.9

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from siimcovid.core.files import atomic_path
+from siimcovid.core.files import write_csv
 from siimcovid.training.training_state import Progress
 
 #: stage -> name of its validation metric, where that is not an average precision.
@@ -36,8 +36,7 @@ def epoch_row(progress: Progress, learning_rate: float, metric: float | None, im
 
 def write_metrics(history: list[dict[str, Any]], path: Path) -> None:
     """Write metrics.csv, a row per epoch."""
-    with atomic_path(path) as temporary:
-        pd.DataFrame(history).to_csv(temporary, index=False)
+    write_csv(pd.DataFrame(history), path)
 
 
 def epoch_line(stage: str, progress: Progress, epochs: int, took: float) -> str:

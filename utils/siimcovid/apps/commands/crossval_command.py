@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from siimcovid.core.presets import load_preset
     from siimcovid.data import competition
     from siimcovid.evaluation import report_tables
-    from siimcovid.training import cross_validation
+    from siimcovid.training import cross_validation, out_of_fold
 
     refuse_launch("one for each of some --folds on the same --out")
     make_folder(args.out)
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         best_epoch=args.best_epoch,
         data=args.data.resolve().name,
     )
-    evaluations = cross_validation.score(args.data, images, found, preset, args.out)
+    evaluations = out_of_fold.score(args.data, images, found, preset, args.out)
     chosen = ", their epoch chosen by them" if args.best_epoch else ""
     print(f"{len(found.images)} images held out{chosen}: average precision at IoU > 0.5")
     tables = [report_tables.score_table(evaluations)]

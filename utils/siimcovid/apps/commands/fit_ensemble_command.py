@@ -23,13 +23,13 @@ def run(args: argparse.Namespace) -> int:
     from siimcovid.core.presets import load_preset
     from siimcovid.data import competition
     from siimcovid.inference import fit_ensemble
-    from siimcovid.training import cross_validation
+    from siimcovid.training import out_of_fold
 
     if args.out:
         make_folder(args.out)
     preset = load_preset(args.preset, {**fit_ensemble.NOTHING, **read_settings(args.settings)})
     images = competition.load(args.data, splits=("train",)).images
-    said, folds = cross_validation.read(args.crossval, images, preset)
+    said, folds = out_of_fold.read(args.crossval, images, preset)
     numbers, table = fit_ensemble.fit(said, images, folds, preset, args.items or tuple(fit_ensemble.ITEMS))
     print(f"{len(folds)} images, each scored by numbers fitted without its fold: average precision at IoU > 0.5")
     print(table.to_string(float_format="{:.3f}".format, na_rep=""))

@@ -36,14 +36,14 @@ def run(args: argparse.Namespace) -> int:
     from siimcovid.core.presets import load_preset
     from siimcovid.data import dataset_readers
     from siimcovid.models import weights_manifest
-    from siimcovid.training import cross_validation, hyperparameter_search
+    from siimcovid.training import cross_validation, hyperparameter_search, search_space
 
     refuse_launch("several searches on the same --out")
     make_folder(args.out)
     fold = {} if args.fold is None else {"fold": args.fold}
     preset = load_preset(args.preset, read_settings(args.settings) | fold)
-    space = hyperparameter_search.read_space(hyperparameter_search.find_space(args.space), args.stage, preset)
-    runs = hyperparameter_search.trials(space, args.trials, args.seed)
+    space = search_space.read_space(search_space.find_space(args.space), args.stage, preset)
+    runs = search_space.trials(space, args.trials, args.seed)
     cross_validation.refuse_seen(args.weights, [args.stage], args.data.resolve().name)
     folder = args.cache or args.out / "cache"
     images, _ = dataset_readers.read(args.data, dataset_readers.kind_of(args.data, args.stage))
