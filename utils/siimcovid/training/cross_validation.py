@@ -77,7 +77,7 @@ def cross_validate(
     stages: Sequence[str] | None = None,
     only: Iterable[int] | None = None,
     best_epoch: bool = False,
-    data: str = "",
+    data: Path | str = "",
 ) -> OutOfFold:
     """Train and predict, fold by fold, what is not there yet, and write detections.csv and study_probabilities.csv.
 
@@ -125,9 +125,7 @@ def cross_validate(
                     (folder / f"{model}.csv").unlink(missing_ok=True)
                 shown = known if best_epoch else train
                 fit(stage, override(preset, {"fold": fold}), shown, cache, start, folder)
-                weights_manifest.register_trained(
-                    path, stage, preset, f"{data} without fold {fold} of {preset.folds}".strip()
-                )
+                weights_manifest.register_trained(path, stage, preset, data, f"without fold {fold} of {preset.folds}")
             for hflip in (False, True) if preset.fusion.hflip_tta and stage in stage_names.DETECTORS else (False,):
                 table = _predicted(stage, folder, held_out, cache, hflip).assign(fold=fold)
                 (study_probs if stage == "study" else detections).append(table)
@@ -159,7 +157,7 @@ def cross_validate(
     return OutOfFold(stages, held_out_images, outputs, prediction)
 
 
-def _offer(out: Path, stages: Sequence[str], preset: Preset, data: str) -> None:
+def _offer(out: Path, stages: Sequence[str], preset: Preset, data: Path | str) -> None:
     """Name the folds' models as the members of a fold ensemble, in one folder."""
     for fold in range(preset.folds):
         for stage in stages:
@@ -169,18 +167,17 @@ def _offer(out: Path, stages: Sequence[str], preset: Preset, data: str) -> None:
                 if source.is_file():
                     with atomic_path(path.with_name(path.stem + end)) as temporary:
                         link(source, temporary)
-            weights_manifest.register_trained(
-                path, stage, preset, f"{data} without fold {fold} of {preset.folds}".strip()
-            )
+            weights_manifest.register_trained(path, stage, preset, data, f"without fold {fold} of {preset.folds}")
 
 
-def refuse_seen(start: Path | None, stages: Iterable[str], data: str) -> None:
+def refuse_seen(start: Path | None, stages: Iterable[str], data: Path | str) -> None:
     """Raise InputError where a stage would start from one trained on this data, the images to be held out among
     them."""
     manifest = weights_manifest.read_manifest(start) if start else {}
+    data = weights_manifest.data_name(data)
     for stage in stages:
         source = manifest.get(f"{stage}.safetensors", {}).get("source", "")
-        if data and source.split(" without fold")[0] == f"trained by siimcovid on {data}":
+        if data and source.split(" without fold")[0] == f"{weights_manifest.TRAINED_ON}{data}":
             raise InputError(
                 f"{stage}.safetensors in {start} was trained on {data}, and has seen the images to be held out; name a "
                 "folder with the weights it started from"

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         stages=stages,
         only=args.folds,
         best_epoch=args.best_epoch,
-        data=args.data.resolve().name,
+        data=args.data,
     )
     evaluations = cross_validation.score(args.data, images, found, preset, args.out)
     chosen = ", their epoch chosen by them" if args.best_epoch else ""
