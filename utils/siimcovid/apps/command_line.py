@@ -20,6 +20,7 @@ VERBS = {
     "index": "join a competition folder's CSVs and DICOM headers into one table",
     "prepare": "turn a competition's DICOMs into upright 8-bit images",
     "weights": "import, list and verify offline weights",
+    "predict": "predict image files, folders and zip archives",
     "train": "train one stage",
     "search": "train a stage with many settings and compare them",
     "crossval": "train on all folds but one in turn and score the images left out",

@@ -1,7 +1,6 @@
 """The competition's submission file: the only place where fractions of an image become pixels, and back to arrays.
 
-In:  the sample submission (the ids and the header to answer), the study labels table (study_id and a probability for
-each of
+In:  the sample submission (its ids and header), the study labels table (study_id and a probability for each of
      STUDY_LABELS), a `none` confidence by image id, the fused detections (image_id, score, x1, y1, x2, y2 as fractions
      of the original image) and the index (image_id, rows, columns).
 Out: `submission.csv`: header and ids as in the sample, each PredictionString a run of tuples
@@ -50,10 +49,17 @@ class Predictions(NamedTuple):
 
 @dataclass(frozen=True)
 class Priors:
-    """What is said of a study or image that no model has seen: the train set's frequencies."""
+    """What is submitted for a study or image that no model predicted: the train set's frequencies."""
 
     study_probs: Mapping[str, float]  # a probability for each of STUDY_LABELS
     none: float  # share of images without a box
+
+
+#: Of the competition's train set (counted on its own CSVs), where no train part is at hand.
+COMPETITION_PRIORS = Priors(
+    {"negative": 1676 / 6054, "typical": 2855 / 6054, "indeterminate": 1049 / 6054, "atypical": 474 / 6054},
+    none=2040 / 6334,
+)
 
 
 def train_priors(images: pd.DataFrame) -> Priors:

@@ -22,12 +22,6 @@ from siimcovid.data.dicom_headers import image_id_of
 from siimcovid.evaluation import submission_csv
 from siimcovid.kernel.run import Run
 
-#: Frequencies of the competition's train set (counted on its own CSVs), where no train part is at hand.
-COMPETITION_PRIORS = submission_csv.Priors(
-    {"negative": 1676 / 6054, "typical": 2855 / 6054, "indeterminate": 1049 / 6054, "atypical": 474 / 6054},
-    none=2040 / 6334,
-)
-
 #: Where a competition folder with repaired ids is laid out, in the run's folder.
 REPAIRED = "repaired"
 
@@ -201,4 +195,4 @@ def priors(run: Run) -> submission_csv.Priors:
     images = run.competition.images
     if images.loc[images["split"] == "train", "study_label"].notna().any():
         return submission_csv.train_priors(images)
-    return COMPETITION_PRIORS
+    return submission_csv.COMPETITION_PRIORS

@@ -64,13 +64,13 @@ def member_images(run: Run, name: str) -> tuple[Preset, pd.DataFrame]:
 
 def offer(run: Run, name: str, path: Path) -> None:
     """Enter a trained model into the manifest beside it; a member's file also goes, under its name, to the others."""
-    weights_manifest.register_trained(path, stage_of(name), run.preset, run.source.name)
+    weights_manifest.register_trained(path, stage_of(name), run.preset, run.source)
     flat = run.folder / "weights" / f"{name}.safetensors"
     if flat != path:
         for end in (".safetensors", ".json"):
             with atomic_path(flat.with_name(name + end)) as temporary:
                 link(path.with_suffix(end), temporary)
-        weights_manifest.register_trained(flat, stage_of(name), run.preset, run.source.name)
+        weights_manifest.register_trained(flat, stage_of(name), run.preset, run.source)
 
 
 def fit(

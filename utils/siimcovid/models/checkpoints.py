@@ -18,6 +18,7 @@ from siimcovid.core.configuration import STAGES
 from siimcovid.core.errors import InputError
 from siimcovid.core.files import atomic_path, write_json
 from siimcovid.core.overrides import from_dict, to_dict
+from siimcovid.models.backbone import for_inference
 
 #: Stages whose module in `siimcovid.models` has another name.
 MODULES = {"rcnn": "faster_rcnn", "study": "study_classifier"}
@@ -75,6 +76,20 @@ def load(path: Path) -> tuple[str, Any, nn.Module]:
         )
     model.load_state_dict(tensors)
     return stage, config, model.eval()
+
+
+def load_for_inference(path: Path, stage: str) -> tuple[Any, nn.Module]:
+    """The configuration of a trained stage, and its model prepared by `for_inference`.
+
+    Raises InputError as `load` does, and where the file is of another stage or holds a number that is not finite.
+    """
+    found, config, model = load(path)
+    if found != stage:
+        raise InputError(f"{path} holds stage {found}, not {stage}; name the weights folder that a run wrote")
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise InputError(f"{path}: the weights {name} hold numbers that are not finite; train stage {stage} again")
+    return config, for_inference(model)
 
 
 def difference(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:

@@ -1,6 +1,7 @@
 """The manifest of a weights folder: what each file is, where it comes from, and its checksum.
 
-`manifest.json` is an object, file name -> {stage, architecture, sha256, source, licence, preset}. Stage `backbone` is a
+`manifest.json` is an object, file name -> {stage, architecture, sha256, source, licence, preset}, with images:
+"synthetic" where the training images were drawn. Stage `backbone` is a
 pretrained network, `yolo` a pretrained YOLOv5, and `rcnn`, `yolo`, `study` with a configuration in their header are
 trained models.
 """
@@ -14,6 +15,12 @@ from siimcovid.core.files import sha256, write_json
 
 MANIFEST = "manifest.json"
 
+#: How the source of a trained stage begins; what it was trained on follows.
+TRAINED_ON = "trained by siimcovid on "
+
+#: The entry `images` of a stage that was trained on drawn images.
+SYNTHETIC = "synthetic"
+
 
 def register(path: Path, **entry: str) -> None:
     """Enter a weights file into the manifest beside it, with its checksum."""
@@ -23,17 +30,41 @@ def register(path: Path, **entry: str) -> None:
     write_json(folder / MANIFEST, dict(sorted(manifest.items())))
 
 
-def register_trained(path: Path, stage: str, preset: Preset, data: str) -> None:
-    """Enter a stage that was trained on the folder named `data`."""
+def register_trained(path: Path, stage: str, preset: Preset, data: Path | str, part: str = "") -> None:
+    """Enter a trained stage.
+
+    data: the folder that it was trained on, whose name is kept, and whether its images are synthetic; or a name alone.
+    part: which of its images were used, in words that fit behind the name.
+    """
     config = getattr(preset, stage)
+    drawn = {"images": SYNTHETIC} if isinstance(data, Path) and is_synthetic(data) else {}
     register(
         path,
         stage=stage,
         architecture=config.backbone or config.architecture,
-        source=f"trained by siimcovid on {data}",
+        source=f"{TRAINED_ON}{f'{data_name(data)} {part}'.strip()}",
         licence="GPL-3.0",
         preset=preset.name,
+        **drawn,
     )
+
+
+def data_name(data: Path | str) -> str:
+    """The name of a data folder, or the name itself."""
+    return data.resolve().name if isinstance(data, Path) else data
+
+
+def is_synthetic(competition: Path) -> bool:
+    """Whether `siimcovid synthetic` drew a competition folder: it leaves its parameters beside the ground truth."""
+    competition = Path(competition).resolve()
+    return (competition.with_name(f"{competition.name}.truth") / "synthetic.json").is_file()
+
+
+def trained_on(entry: dict[str, str]) -> str:
+    """What a manifest entry says of the images that its weights were trained on, "unknown images" without a word."""
+    source = entry.get("source", "")
+    name = source.removeprefix(TRAINED_ON) if source.startswith(TRAINED_ON) else "unknown images"
+    return f"{name} ({SYNTHETIC} images)" if entry.get("images") == SYNTHETIC else name
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, str]]:

@@ -59,7 +59,7 @@ class Setting:
     cache: Path
     start: Path | None
     out: Path
-    data: str
+    data: Path | str
     features: FeatureCache
 
     def folder(self, fold: int) -> Path:
@@ -68,8 +68,8 @@ class Setting:
 
     def register(self, path: Path, stage: str, fold: int) -> None:
         """Enter a fold's model into the manifest beside it."""
-        data = f"{self.data} without fold {fold} of {self.preset.folds}".strip()
-        weights_manifest.register_trained(path, stage, self.preset, data)
+        part = f"without fold {fold} of {self.preset.folds}"
+        weights_manifest.register_trained(path, stage, self.preset, self.data, part)
 
 
 def cross_validate(
@@ -82,7 +82,7 @@ def cross_validate(
     stages: Sequence[str] | None = None,
     only: Iterable[int] | None = None,
     best_epoch: bool = False,
-    data: str = "",
+    data: Path | str = "",
 ) -> OutOfFold:
     """Train and predict, fold by fold, what is not there yet, and write detections.csv and study_probabilities.csv.
 
@@ -187,13 +187,14 @@ def _offer(setting: Setting, stages: Sequence[str]) -> None:
             setting.register(path, stage, fold)
 
 
-def refuse_seen(start: Path | None, stages: Iterable[str], data: str) -> None:
+def refuse_seen(start: Path | None, stages: Iterable[str], data: Path | str) -> None:
     """Raise InputError where a stage would start from one trained on this data, the images to be held out among
     them."""
     manifest = weights_manifest.read_manifest(start) if start else {}
+    data = weights_manifest.data_name(data)
     for stage in stages:
         source = manifest.get(f"{stage}.safetensors", {}).get("source", "")
-        if data and source.split(" without fold")[0] == f"trained by siimcovid on {data}":
+        if data and source.split(" without fold")[0] == f"{weights_manifest.TRAINED_ON}{data}":
             raise InputError(
                 f"{stage}.safetensors in {start} was trained on {data}, and has seen the images to be held out; name a "
                 "folder with the weights it started from"

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         stages=stages,
         only=args.folds,
         best_epoch=args.best_epoch,
-        data=args.data.resolve().name,
+        data=args.data,
     )
     evaluations = out_of_fold.score(args.data, images, found, preset, args.out)
     chosen = ", their epoch chosen by them" if args.best_epoch else ""

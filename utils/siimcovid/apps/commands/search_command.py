@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         return 1
     trial, settings = found
     weights_manifest.register_trained(
-        trial / f"{args.stage}.safetensors", args.stage, override(preset, settings), args.data.resolve().name
+        trial / f"{args.stage}.safetensors", args.stage, override(preset, settings), args.data
     )
     print(f"best, in {trial}: {hyperparameter_search.as_set(settings)}")
     return 0

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         lambda seconds: time.monotonic() - started + seconds < hours * 3600,
     )
     if state.is_main_process:
-        weights_manifest.register_trained(path, args.stage, preset, args.data.resolve().name)
+        weights_manifest.register_trained(path, args.stage, preset, args.data)
         figures.learning_curves(args.out).savefig(args.out / "learning_curves.png", dpi=110)
         start = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["start"]
         if start["file"]:
