@@ -22,7 +22,7 @@ from pydicom.uid import JPEGLosslessSV1
 from siimcovid.core.errors import InputError
 from siimcovid.evaluation import submission_validator
 from siimcovid.kernel import stage_models
-from siimcovid.kernel.run import summary
+from siimcovid.kernel.run_summary import summary
 from siimcovid.models import checkpoints
 from siimcovid.synthetic.demo_competition import write_competition
 from support import fault_scenes as make
@@ -200,9 +200,9 @@ def check(scene: Scene, by_priors: str = "none") -> None:
     kinds = sample["id"].str.endswith("_study")
     expected = {"none": 0, "all": len(sample), "studies": kinds.sum(), "images": (~kinds).sum()}
     if by_priors == "some":
-        assert 0 < scene.run.by_priors < len(sample)
+        assert 0 < scene.run.record.by_priors < len(sample)
     else:
-        assert scene.run.by_priors == expected[by_priors]
+        assert scene.run.record.by_priors == expected[by_priors]
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
@@ -285,7 +285,7 @@ def test_dicoms_of_every_kind(scene, tmp_path):
     add_images(scene, images)
     scene.execute()
     check(scene, "some")
-    failed = set(scene.run.failures["image_id"])
+    failed = set(scene.run.record.failures["image_id"])
     assert "nothing" in failed
     assert not failed & {"lossless", "plain12False", "plain16True"}
 
@@ -295,8 +295,8 @@ def test_real_dicoms_of_every_kind(scene, real):
     add_images(scene, images)
     scene.execute()
     check(scene, "some")
-    assert 0 < len(scene.run.failures) < len(images)
-    for row in scene.run.failures.itertuples():
+    assert 0 < len(scene.run.record.failures) < len(images)
+    for row in scene.run.record.failures.itertuples():
         assert row.image_id in scene.report()
         assert row.reason
 
@@ -311,7 +311,7 @@ def test_a_thousand_mutated_dicoms(scene, tmp_path):
     quick_models(scene)
     scene.execute()
     check(scene, "some")
-    failed = set(scene.run.failures["image_id"])
+    failed = set(scene.run.record.failures["image_id"])
     assert 100 < len(failed & set(images)) < 900
     assert f"{len(failed)}" in summary(scene.run) or len(failed) > 20
 

@@ -75,9 +75,9 @@ def test_the_submission_is_the_combined_answer(folders, tmp_path):
     steps.submit(run, detections, study_probs)
     assert run.degraded == []
     from siimcovid.inference.ensemble import combine
-    from siimcovid.kernel.predict_and_submit import said
+    from siimcovid.kernel.write_submissions import model_outputs
 
-    prediction = combine(said(run, detections), run.preset)
+    prediction = combine(model_outputs(run, detections), run.preset)
     written = pd.read_csv(tmp_path / "submission.csv").set_index("id")["PredictionString"]
     for study, *values in prediction.study_probs[["study_id", *STUDY_LABELS]].itertuples(index=False):
         assert [float(text) for text in written[f"{study}_study"].split()[1::6]] == pytest.approx(values, abs=1e-7)

@@ -167,7 +167,7 @@ def test_local_fine_tuning_needs_no_weights_folder(runs, tmp_path):
         str(runs["competition"]), "", str(tmp_path), "small", "finetune", 9, '{"yolo.training.epochs": 1}', True
     )
     assert run.preset.yolo.training.epochs == 1
-    assert weights_folder.read_manifest(run.weights).keys() == {"efficientnet_lite0.safetensors"}
+    assert weights_folder.read_manifest(run.inputs.weights).keys() == {"efficientnet_lite0.safetensors"}
     assert (
         submission_validator.validate(tmp_path / "submission.csv", runs["competition"] / "sample_submission.csv").faults
         == []

@@ -1,0 +1,79 @@
+"""Which device the models run on, decided once, after a real operation on it.
+
+`torch.cuda.is_available()` is True for a GPU that the installed torch has no kernels for (Kaggle's P100 under a torch
+built for sm_70 and later): the first operation dies with "no kernel image is available for execution on the device".
+So nothing else asks CUDA whether it is there. torch is imported by the functions only.
+"""
+
+import sys
+from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def choose_device() -> "torch.device":
+    """The GPU (of this process, where a launch has one for each), where it works; else the CPU."""
+    import torch
+
+    return torch.device("cuda" if gpu_count() else "cpu")
+
+
+def gpu_count() -> int:
+    """Number of GPUs that can be used: 0 where this process's own fails, which is printed to stderr once."""
+    return _tested()[0]
+
+
+def gpu_fault() -> str | None:
+    """Why the GPU that is there is not used: its name and its error; None where it works, or where there is none."""
+    return _tested()[1]
+
+
+@cache  # the answer does not change while the process lives, and asking takes a CUDA context
+def _tested() -> tuple[int, str | None]:
+    import torch
+
+    try:
+        if not torch.cuda.is_available() or not (count := torch.cuda.device_count()):
+            return 0, None
+    except Exception as error:  # a broken driver raises several kinds
+        return _refused("a GPU", error)
+    try:
+        try_gpu()
+    except Exception as error:  # RuntimeError, AcceleratorError, OutOfMemoryError, cuDNN's own
+        return _refused(gpu_name(), error)
+    return count, None
+
+
+def try_gpu() -> None:
+    """Run what the models need on the current GPU: a convolution with its gradient, and a copy back.
+
+    Raises what CUDA raises, or RuntimeError for a wrong result.
+    """
+    import torch
+
+    pixels = torch.ones(1, 1, 4, 4, device="cuda", requires_grad=True)
+    torch.nn.functional.conv2d(pixels, torch.ones(1, 1, 3, 3, device="cuda")).sum().backward()
+    torch.cuda.synchronize()
+    total = float(pixels.grad.sum().cpu())
+    if total != 36.0:  # four outputs of nine ones each
+        raise RuntimeError(f"a convolution's gradient is {total} instead of 36")
+
+
+def gpu_name() -> str:
+    """The current GPU's name as the driver gives it."""
+    import torch
+
+    try:
+        major, minor = torch.cuda.get_device_capability()
+        return f"{torch.cuda.get_device_name()} (sm_{major}{minor})"
+    except Exception:  # a GPU that fails may fail here too
+        return "a GPU"
+
+
+def _refused(name: str, error: Exception) -> tuple[int, str]:
+    reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+    fault = f"{name} fails its first operation under torch: {reason}"
+    print(f"{fault}; the CPU is used instead", file=sys.stderr)
+    return 0, fault
