@@ -5,6 +5,7 @@ built for sm_70 and later): the first operation dies with "no kernel image is av
 So nothing else asks CUDA whether it is there. torch is imported by the functions only.
 """
 
+import os
 import sys
 from functools import cache
 from typing import TYPE_CHECKING
@@ -21,7 +22,10 @@ def choose_device() -> "torch.device":
 
 
 def gpu_count() -> int:
-    """Number of GPUs that can be used: 0 where this process's own fails, which is printed to stderr once."""
+    """Number of GPUs that can be used: those before the first that fails, which is printed to stderr once.
+
+    A process of a launch (LOCAL_RANK is set) tries its own GPU alone; where that fails it has none.
+    """
     return _tested()[0]
 
 
@@ -39,41 +43,43 @@ def _tested() -> tuple[int, str | None]:
             return 0, None
     except Exception as error:  # a broken driver raises several kinds
         return _refused("a GPU", error)
-    try:
-        try_gpu()
-    except Exception as error:  # RuntimeError, AcceleratorError, OutOfMemoryError, cuDNN's own
-        return _refused(gpu_name(), error)
+    own = os.environ.get("LOCAL_RANK", "")
+    for index in [int(own)] if own.isdigit() and int(own) < count else range(count):
+        try:
+            try_gpu(index)
+        except Exception as error:  # RuntimeError, AcceleratorError, OutOfMemoryError, cuDNN's own
+            return _refused(gpu_name(index), error, 0 if own else index)
     return count, None
 
 
-def try_gpu() -> None:
-    """Run what the models need on the current GPU: a convolution with its gradient, and a copy back.
+def try_gpu(index: int) -> None:
+    """Run what the models need on a GPU: a convolution with its gradient, and a copy back.
 
     Raises what CUDA raises, or RuntimeError for a wrong result.
     """
     import torch
 
-    pixels = torch.ones(1, 1, 4, 4, device="cuda", requires_grad=True)
-    torch.nn.functional.conv2d(pixels, torch.ones(1, 1, 3, 3, device="cuda")).sum().backward()
-    torch.cuda.synchronize()
+    pixels = torch.ones(1, 1, 4, 4, device=f"cuda:{index}", requires_grad=True)
+    torch.nn.functional.conv2d(pixels, torch.ones(1, 1, 3, 3, device=pixels.device)).sum().backward()
+    torch.cuda.synchronize(index)
     total = float(pixels.grad.sum().cpu())
     if total != 36.0:  # four outputs of nine ones each
         raise RuntimeError(f"a convolution's gradient is {total} instead of 36")
 
 
-def gpu_name() -> str:
-    """The current GPU's name as the driver gives it."""
+def gpu_name(index: int) -> str:
+    """A GPU's name and architecture as the driver gives them."""
     import torch
 
     try:
-        major, minor = torch.cuda.get_device_capability()
-        return f"{torch.cuda.get_device_name()} (sm_{major}{minor})"
+        major, minor = torch.cuda.get_device_capability(index)
+        return f"{torch.cuda.get_device_name(index)} (sm_{major}{minor})"
     except Exception:  # a GPU that fails may fail here too
         return "a GPU"
 
 
-def _refused(name: str, error: Exception) -> tuple[int, str]:
+def _refused(name: str, error: Exception, usable: int = 0) -> tuple[int, str]:
     reason = next(iter(str(error).splitlines()), "") or type(error).__name__
     fault = f"{name} fails its first operation under torch: {reason}"
-    print(f"{fault}; the CPU is used instead", file=sys.stderr)
-    return 0, fault
+    print(f"{fault}; {f'{usable} other GPU' if usable else 'the CPU'} is used instead", file=sys.stderr)
+    return usable, fault

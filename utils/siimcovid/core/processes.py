@@ -56,10 +56,11 @@ def launched_as() -> "PartialState":
 
     accelerate counts processes on CPUs only where it is told to use the CPU, and settles that at the first question.
     """
-    import torch
     from accelerate import PartialState
 
-    return PartialState(cpu=not torch.cuda.is_available())
+    from siimcovid.core.device import gpu_count
+
+    return PartialState(cpu=not gpu_count())
 
 
 def run_apart(function: Callable[[Any], Any], jobs: Iterable[Any], workers: int, limit: float) -> Iterator[tuple]:

@@ -22,6 +22,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from siimcovid.core.configuration import Augment
+from siimcovid.core.device import gpu_count
 from siimcovid.core.labels import NIH_FINDINGS, STUDY_LABELS
 from siimcovid.data import image_cache
 
@@ -232,7 +233,7 @@ def collate(samples: list[dict]) -> dict:
 
 def loader(dataset: Dataset, batch: int, sampler: Sampler | None = None, drop_last: bool = False) -> DataLoader:
     """A loader in the dataset's order, or the sampler's. On GPU machines worker processes decode ahead of the model."""
-    gpu = torch.cuda.is_available()
+    gpu = gpu_count() > 0
     workers = min(4, os.cpu_count() or 1) if gpu else 0  # on CPU the model wants the cores itself
     return DataLoader(
         dataset,

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 from tqdm import tqdm
 
+from siimcovid.core.device import choose_device
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.processes import launched_as
@@ -152,7 +153,7 @@ def predict_images(
 
 def default_device() -> torch.device:
     """The GPU (of this process, where there are several), else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return choose_device()
 
 
 def _arrays(output: Tensor | list[tuple[Tensor, Tensor]]) -> list[np.ndarray]:

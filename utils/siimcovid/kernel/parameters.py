@@ -129,7 +129,7 @@ def read_folder(name: str, value: Any) -> Path | None:
             return path
         what = "a file" if path.exists() else "missing"
     except (OSError, ValueError) as error:
-        what = f"no folder that can be read ({error})"
+        what = f"no folder that can be read ({_cause(error)})"
     raise InputError(f"{name} must be a folder, and {_shown(str(path))} is {what}")
 
 
@@ -145,7 +145,7 @@ def read_output_dir(value: Any) -> Path:
         trial.touch()
         trial.unlink()
     except (OSError, ValueError) as error:
-        raise InputError(f"OUTPUT_DIR {_shown(str(path))} cannot be made or written: {error}") from None
+        raise InputError(f"OUTPUT_DIR {_shown(str(path))} cannot be made or written: {_cause(error)}") from None
     return path
 
 
@@ -161,6 +161,11 @@ def _path(name: str, value: Any) -> Path | None:
         return Path(text).expanduser().absolute()
     except (RuntimeError, ValueError, OSError) as error:  # RuntimeError: ~somebody who has no home
         raise InputError(f"{name} {_shown(value)} is no path: {error}") from None
+
+
+def _cause(error: Exception) -> str:
+    """The system's words for an error, without the path, which may be long."""
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _one_of(name: str, value: Any, choices: tuple[str, ...]) -> str:

@@ -23,7 +23,7 @@ from typing import Any
 
 import pandas as pd
 
-from siimcovid.core.device import gpu_fault
+from siimcovid.core.device import gpu_count, gpu_fault
 from siimcovid.data import competition
 from siimcovid.kernel import kernel_inputs, scoreboard
 from siimcovid.kernel.parameters import check_parameters
@@ -112,7 +112,8 @@ def start(
     kernel_inputs.find_weights(run.inputs, parameters, recovery)
     kernel_inputs.read_fitted_ensemble(run.inputs, run.planner, parameters, recovery)
     if fault := gpu_fault():
-        recovery.degrade("start", fault, "everything runs on the CPU")
+        left = gpu_count()
+        recovery.degrade("start", fault, f"{left} other GPU" if left else "everything runs on the CPU")
     with run.recovery.recover("start", "a new plan"):
         _resume(run, record)
     run.write()

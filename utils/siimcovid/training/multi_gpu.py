@@ -14,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 from siimcovid.core.configuration import Preset
+from siimcovid.core.device import gpu_count
 from siimcovid.core.files import write_json
 from siimcovid.core.overrides import from_dict, to_dict
 from siimcovid.data.competition import read_index, write_index
@@ -41,7 +41,7 @@ def fit(
         RuntimeError: a process failed; what it printed stands above.
     """
     deadline = time.time() + seconds
-    count = processes or max(1, torch.cuda.device_count())
+    count = processes or max(1, gpu_count())
     if count == 1:
         return train_stage.fit(stage, preset, images, folder, start, out, lambda epoch: time.time() + epoch < deadline)
     config = getattr(preset, stage)

@@ -20,6 +20,7 @@ from torchvision.transforms.functional import center_crop
 from tqdm import tqdm
 
 from siimcovid.core.configuration import BackboneConfig, Preset
+from siimcovid.core.device import choose_device
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import NIH_FINDINGS, STUDY_LABELS
 from siimcovid.core.processes import launched_as, processors
@@ -137,7 +138,7 @@ def measure(stage: str, config: object, model: nn.Module, images: pd.DataFrame, 
 
 def findings(config: BackboneConfig, model: nn.Module, images: pd.DataFrame, folder: Path) -> np.ndarray:
     """Logits of NIH's labels on images of the index: (images, 15) in the order of labels.NIH_FINDINGS."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device()
     model, samples = for_inference(model.to(device)), ImageDataset(images, folder, config.infer_size, memory=SHARED)
     side = config.augment.crop or config.infer_size
     rows = [
@@ -174,7 +175,7 @@ class Features(Dataset):
 
     def pooled(self, samples: ImageDataset, model: nn.Module, batch: int) -> Tensor:
         """Every view of every image: (views * images, C)."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = choose_device()
         model = model.to(device).eval()
         augment, table = samples.augment, []
         with torch.inference_mode():

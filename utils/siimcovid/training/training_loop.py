@@ -31,6 +31,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from siimcovid.core.configuration import Training
+from siimcovid.core.device import gpu_count
 from siimcovid.core.errors import InputError
 from siimcovid.core.files import atomic_path
 from siimcovid.core.overrides import to_dict
@@ -146,8 +147,8 @@ def train(
         return final
 
     accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(),  # see processes.launched_as
-        mixed_precision="fp16" if torch.cuda.is_available() else "no",  # bf16 autocast on CPUs is slower, not faster
+        cpu=not gpu_count(),  # see processes.launched_as
+        mixed_precision="fp16" if gpu_count() else "no",  # bf16 autocast on CPUs is slower, not faster
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         step_scheduler_with_optimizer=False,
         log_with="tensorboard" if is_tensorboard_available() else None,

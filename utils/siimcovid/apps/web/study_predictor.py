@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from siimcovid import __version__
 from siimcovid.apps.web import grad_cam
 from siimcovid.core.configuration import Preset
+from siimcovid.core.device import choose_device
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.overrides import override
@@ -71,7 +72,7 @@ class Models:
     """
 
     def __init__(self, stages: dict[str, Stage], preset: Preset = SMALL):
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = choose_device()
         self.stages = {
             name: replace(stage, model=for_inference(stage.model.to(self.device))) for name, stage in stages.items()
         }
