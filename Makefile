@@ -14,12 +14,9 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 
 .PHONY: run test lint bench kaggle kaggle-check push clean
 
-run: .venv/installed $(WEIGHTS)/manifest.json  ## the notebook on the demo competition, or on DATA=FOLDER
-	$(if $(filter $(DEMO),$(DATA)),$(BIN)/siimcovid synthetic $(DATA) --seed $(SEED))
-	@mkdir -p $(RUN)
-	$(BIN)/papermill notebooks/siim_covid19.ipynb $(RUN)/siim_covid19.ipynb -k python3 --log-output --no-progress-bar \
-	  -p COMPETITION_DIR '$(DATA)' -p WEIGHTS_DIR $(WEIGHTS) -p OUTPUT_DIR '$(RUN)' -p PRESET small -p MODE finetune
-	@$(BIN)/siimcovid scoreboard '$(RUN)'
+run: .venv/installed $(WEIGHTS)/manifest.json  ## the notebook on the demo competition, or on DATA=FOLDER; ARGS='--hours 1'
+	$(if $(filter $(DEMO),$(DATA)),$(BIN)/siimcovid synthetic '$(DATA)' --seed $(SEED))
+	$(BIN)/siimcovid run '$(DATA)' --weights '$(WEIGHTS)' --out '$(RUN)' $(ARGS)
 
 $(WEIGHTS)/manifest.json: .venv/installed
 	$(BIN)/siimcovid weights import efficientnet_lite0 --out $(WEIGHTS)

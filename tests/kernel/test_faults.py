@@ -142,6 +142,8 @@ def faults() -> Iterator[Fault]:
         ("PRESET", "medium", "PRESET full", "unknown preset 'medium'"),
         ("OVERRIDES", {"rcnn.epochs": 3}, "the preset without OVERRIDES", "rcnn.training.epochs"),
         ("OVERRIDES", "rcnn.epochs=3", "the preset without OVERRIDES", "OVERRIDES must be JSON"),
+        ("STRICT", "maybe", "STRICT False", "STRICT must be true or false"),
+        ("SEED", -1, "the preset's seed", "SEED must be a whole number"),
     ):
         yield Fault(f"{name} = {value!r}", happens, MODELS, make.parameter(**{name: value}), named)
     inject = make.output_below_a_file
@@ -364,7 +366,7 @@ def table() -> str:
     lines = [
         "# What can go wrong, and what is submitted then",
         "",
-        "Every row is a test in `tests/test_faults.py` or `tests/test_restart.py`: the notebook runs to its end, the",
+        "Every row is a test in `tests/kernel/test_faults.py` or `test_restart.py`: the notebook runs to its end, the",
         "submission validates against the sample, and the fault is named in the last cell and in `run.json`. With",
         "`STRICT = True` it raises instead.",
         "",

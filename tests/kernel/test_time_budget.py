@@ -15,7 +15,15 @@ from siimcovid.core.stage_names import DETECTORS, SUBMISSION_STAGES
 from siimcovid.data import image_cache
 from siimcovid.evaluation import submission_validator
 from siimcovid.inference import predictor
-from siimcovid.kernel import stage_models, step_forecast, step_profile, steps, time_budget, train_models
+from siimcovid.kernel import (
+    lower_resolution,
+    stage_models,
+    step_forecast,
+    step_profile,
+    steps,
+    time_budget,
+    train_models,
+)
 from siimcovid.kernel.parameters import Parameters
 from siimcovid.kernel.run import Run
 from siimcovid.kernel.run_plan import RunPlan, apply_plan, dropped, fit_plan, plan_of_preset
@@ -198,6 +206,90 @@ def test_choices_survive_json():
             RunPlan.from_json(damaged)
 
 
+def test_a_lower_resolution_keeps_anchors_on_the_image_and_sides_on_the_strides():
+    """Trained at half the side, every detector's anchors have half theirs; a P6 architecture has cells of 64 pixels."""
+    preset = load_preset("small", {"yolo.architecture": "yolov5n6"})
+    plan = RunPlan(False, DETECTORS, scale=dict.fromkeys((*DETECTORS, "study"), 0.75))
+    changed = apply_plan(preset, plan)
+    for name in ("rcnn", "retinanet"):
+        sides = [round(0.75 * side) for side in getattr(preset, name).anchor_sides]
+        assert list(getattr(changed, name).anchor_sides) == sides
+    assert changed.yolo.size == changed.yolo.infer_size == 192  # of 256
+    smaller = apply_plan(load_preset("small", {"yolo.architecture": "yolov5n6", "yolo.size": 320}), plan)
+    assert smaller.yolo.size == 192  # not 240 or 224
+    given = lower_resolution.inference_changes(preset.rcnn, 0.5)
+    assert given == {"infer_size": preset.rcnn.infer_size // 2}  # a trained model keeps its anchors
+
+
+def planned(tmp_path, **epochs) -> tuple[Run, Time]:
+    """A run of an hour whose plan is REQUESTED and whose seconds are PROFILE's."""
+    now = Time()
+    run = Run(Parameters(tmp_path, mode="finetune"), TimeBudget(1.0, 0.0, now))
+    run.planner.profile, run.planner.plan = PROFILE, replace(REQUESTED, epochs=epochs or REQUESTED.epochs)
+    return run, now
+
+
+def test_an_epoch_costs_what_passes_between_two_questions(tmp_path):
+    """Ten seconds of training steps, sixty of validation behind them: the loop tells of the ten alone."""
+    run, now = planned(tmp_path)
+    run.planner.profile = replace(PROFILE, stages={**PROFILE.stages, "study": StageProfile(epoch=70, validation=60)})
+    later = run.planner.seconds_after("fit study")
+    ask = train_models.time_for_another_epoch(run, "fit study", "study")
+    now.seconds = run.budget.left() - later - 141
+    assert ask(10)  # the first question: the plan's 70
+    now.seconds += 70
+    assert ask(10)  # 71 are left, and 70 passed
+    now.seconds += 2
+    assert not ask(10)
+    assert run.record.ended == ["training of study ends before its last epoch"]
+    assert train_models.seconds_for_processes(run, "fit study", "study") == run.budget.left() - later - 60
+
+
+def test_pseudo_labels_on_several_gpus_leave_time_for_the_second_pass(tmp_path):
+    run, _ = planned(tmp_path)
+    free = train_models.seconds_for_processes(run, train_models.PSEUDO, "rcnn")
+    assert train_models.seconds_for_processes(run, train_models.PSEUDO, "rcnn", 300.0) == free - 300
+
+
+def test_the_reserve_pays_for_predictions_alone(tmp_path):
+    """Training overran: nothing is left but the reserve, of which the study model's pass is kept for it."""
+    run, now = planned(tmp_path)
+    now.seconds = 3600 * (1 - time_budget.RESERVE) + 1
+    assert not run.has_time("fit study")
+    assert run.has_time("detect")
+    assert run.has_time("classify")
+    assert not run.has_time_to_spare("detect")
+    kept = PROFILE.stages["study"].load + 100 * PROFILE.stages["study"].image
+    now.seconds = 3600 * (1 - time_budget.LAST) - kept
+    assert not run.has_time("detect")
+    assert run.has_time("classify")
+
+
+def test_a_slower_pass_makes_later_ones_dearer_and_a_faster_one_does_not(tmp_path):
+    run, _ = planned(tmp_path)
+    run.planner.correct("rcnn", 3.0, {"study", "yolo"})
+    assert {s: p.image for s, p in run.planner.profile.stages.items()} == pytest.approx(
+        {"rcnn": 3.0, "yolo": 3.0, "study": 0.3}
+    )
+    run.planner.correct("yolo", 1.5, {"study"})
+    assert run.planner.profile.stage("study").image == pytest.approx(0.3)
+    assert run.planner.profile.stage("yolo").image == 1.5
+
+
+def test_a_stage_that_could_not_be_measured_is_not_free():
+    small = load_preset("small", {"study.infer_size": 512, "rcnn.infer_size": 256, "yolo.infer_size": 256})
+    others = replace(PROFILE, stages={s: PROFILE.stages[s] for s in ("rcnn", "yolo")})
+    guess = step_forecast.guess_stage("study", others, small, True, False)
+    assert guess == StageProfile(once=40, epoch=400, load=20, image=4)  # the dearest, for four times the pixels
+    nothing = replace(PROFILE, stages={}, train_images=1000)
+    full = load_preset("full")
+    rcnn, on_gpu = (step_forecast.guess_stage("rcnn", nothing, full, True, gpu) for gpu in (False, True))
+    assert rcnn.image == pytest.approx(20 * 1.024**2)  # 20 s a million pixels, at 1024 x 1024
+    assert rcnn.epoch > 1000 * 3 * 20 * 0.512**2
+    assert on_gpu.image == pytest.approx(rcnn.image / step_forecast.GPU_FACTOR)
+    assert step_forecast.guess_stage("study", nothing, full, False, False).epoch == 0
+
+
 @pytest.mark.parametrize("name", ["full", "small"])
 def test_choices_change_the_preset(name):
     preset = load_preset(name)
@@ -351,6 +443,25 @@ def test_models_slower_than_measured_are_stopped_by_the_clock(slow):
     assert 0 < run.record.by_priors < 2 * STUDIES
     detections = pd.read_csv(run.folder / "detections.csv")
     assert set(detections["image_id"]) <= {name for samples in run.predictions.predicted.values() for name in samples}
+
+
+def test_a_stage_whose_trial_fails_is_planned_for(slow, monkeypatch):
+    """Its steps cost what the dearest of the others costs, instead of nothing; the study model is not starved."""
+    real = step_profile._stage
+
+    def broken(run, stage, test):
+        if stage == "yolo":
+            raise RuntimeError("the trial failed")
+        return real(run, stage, test)
+
+    monkeypatch.setattr(step_profile, "_stage", broken)
+    monkeypatch.setattr(Run, "degraded", [])  # `slow` wants a run without faults
+    run = slow(0.1, predict_images=lambda side: 10 * (side / SIDE) ** 2)
+    assert run.recovery.degraded[0]["reason"] == "the trial failed"
+    assert run.planner.profile.stage("yolo").image == pytest.approx(10, rel=0.2)
+    assert len(run.record.dropped) >= 1
+    assert run.record.by_priors == 0
+    assert run.budget.spent() <= run.budget.hours * 3600
 
 
 def test_slow_training_gets_fewer_epochs(slow):

@@ -14,6 +14,7 @@ from siimcovid.core.errors import InputError
 
 #: verb -> one line of help; the verb's code is `commands/<verb>_command.py`.
 VERBS = {
+    "run": "execute the notebook on a competition folder and write its report",
     "synthetic": "write a synthetic demo competition",
     "index": "join a competition folder's CSVs and DICOM headers into one table",
     "prepare": "turn a competition's DICOMs into upright 8-bit images",

@@ -1,4 +1,4 @@
-"""The text that the notebook ends with: times, what was dropped, failed and left out."""
+"""The text that the notebook ends with: what was dropped, what failed, what was left out."""
 
 import pandas as pd
 
@@ -7,15 +7,9 @@ from siimcovid.kernel.run import Run
 
 
 def summary(run: Run) -> str:
-    """The steps' predicted and actual seconds, then what was dropped, degraded and left out."""
-    record = run.record
-    lines = [f"{'step':<12}{'predicted':>11}{'actual':>9}"]
-    lines += [
-        f"{row['step']:<12}{_seconds(row['predicted_seconds']):>11}{_seconds(row['seconds']):>9}"
-        for row in record.step_table()
-    ]
-    lines.append(f"{'total':<12}{_seconds(record.predicted_total):>11}{_seconds(run.budget.spent()):>9}")
-    return "\n".join([*lines, "", *problem_lines(run), "", submission_line(run)])
+    """What was dropped, degraded and left out, the seconds in all, and what the submission holds."""
+    total = f"total: {run.budget.spent():.0f} s, predicted {_seconds(run.record.predicted_total)}"
+    return "\n".join([*problem_lines(run), total, submission_line(run)])
 
 
 def problem_lines(run: Run) -> list[str]:
@@ -44,4 +38,4 @@ def _failures(failures: pd.DataFrame, shown: int = 20) -> list[str]:
 
 
 def _seconds(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f} s"
+    return "nothing" if value is None else f"{value:.0f} s"
