@@ -69,5 +69,8 @@ def test_recovery_records_or_raises(capsys):
     with pytest.raises(KeyError), recovery.recover("detect", "no boxes", only=ValueError):
         raise KeyError("another kind")
     recovery.strict = True
+    with recovery.recover("detect", "half the batch", MemoryError, retried=True):
+        raise MemoryError("tried again")
+    assert recovery.degraded[-1]["fallback"] == "half the batch"
     with pytest.raises(ValueError, match="again"), recovery.recover("detect", "no boxes"):
         raise ValueError("again")

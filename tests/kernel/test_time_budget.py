@@ -235,12 +235,12 @@ def test_an_epoch_costs_what_passes_between_two_questions(tmp_path):
     run.planner.profile = replace(PROFILE, stages={**PROFILE.stages, "study": StageProfile(epoch=70, validation=60)})
     later = run.planner.seconds_after("fit study")
     ask = train_models.time_for_another_epoch(run, "fit study", "study")
-    now.seconds = run.budget.left() - later - 141
+    now.seconds = run.budget.left() - later - 160
     assert ask(10)  # the first question: the plan's 70
     now.seconds += 70
-    assert ask(10)  # 71 are left, and 70 passed
-    now.seconds += 2
-    assert not ask(10)
+    assert ask(10)  # 90 are left, and 70 passed
+    now.seconds += 70
+    assert not ask(10)  # 20 are left
     assert run.record.ended == ["training of study ends before its last epoch"]
     assert train_models.seconds_for_processes(run, "fit study", "study") == run.budget.left() - later - 60
 
@@ -274,6 +274,14 @@ def test_a_slower_pass_makes_later_ones_dearer_and_a_faster_one_does_not(tmp_pat
     run.planner.correct("yolo", 1.5, {"study"})
     assert run.planner.profile.stage("study").image == pytest.approx(0.3)
     assert run.planner.profile.stage("yolo").image == 1.5
+
+
+def test_training_that_took_longer_makes_further_models_of_its_stage_dearer(tmp_path):
+    run, _ = planned(tmp_path, rcnn=10, yolo=20, study=40)
+    run.planner.correct_training("study", 8 * (10 + 40 * 1))
+    assert run.planner.profile.stage("study") == StageProfile(once=80, epoch=8, load=5, image=0.1)
+    run.planner.correct_training("rcnn", 1.0)  # it was finished by an earlier run
+    assert run.planner.profile.stage("rcnn") == PROFILE.stages["rcnn"]
 
 
 def test_a_stage_that_could_not_be_measured_is_not_free():

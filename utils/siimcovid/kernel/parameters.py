@@ -1,6 +1,6 @@
 """Where the parameters of the notebook are checked, all of them before anything runs.
 
-In: the values of the notebook's parameters cell, of whatever type: papermill passes numbers where a text looks like
+In: the values of the notebook's parameters cell, of whatever type: papermill passes numbers where a text reads like
 one, and text where JSON was meant. Out: `Parameters`. A wrong type or value is one sentence that names the parameter,
 an InputError that passes through `Recovery.recover`: recorded, and the default is taken; raised with STRICT.
 

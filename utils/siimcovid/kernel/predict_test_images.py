@@ -40,7 +40,7 @@ def predict_with(
 ) -> pd.DataFrame | None:
     """One model's predictions of the test images, as many as the time allows; None without a model or any time.
 
-    step: the plan's, which says what time is kept for the steps after it. model: a stage, or a member of its fold
+    step: the plan's, after which time is kept for those that follow. model: a stage, or a member of its fold
     ensemble. hflip, change: see predictor.predict_images.
     """
     from siimcovid.kernel import stage_models
@@ -83,7 +83,7 @@ def _in_smaller_batches(
 
     batch, device = config.infer_batch, None
     while True:
-        with run.recovery.recover(step, f"batches of {batch // 2}" if batch > 1 else "the CPU", MemoryShort):
+        with run.recovery.recover(step, f"batches of {batch // 2}" if batch > 1 else "the CPU", MemoryShort, True):
             changed, may_go_on = replace(config, infer_batch=batch), _time_for_another_batch(run, step)
             return predict_images(
                 stage_of(model), changed, network, run.test, run.cache, hflip, device, may_go_on, change
@@ -95,7 +95,7 @@ def _in_smaller_batches(
 
 
 def _time_for_another_batch(run: Run, step: str) -> Callable[[], bool]:
-    """A function that says, after each batch, whether another one as slow as the slowest so far fits."""
+    """A function, asked after each batch: does another one as slow as the slowest so far fit?"""
     last, slowest = run.budget.now(), 0.0
 
     def may_go_on() -> bool:

@@ -11,7 +11,7 @@ ROUND = 30.0
 
 
 def wanted_images(run: Run) -> pd.DataFrame:
-    """The images to prepare, in their order: those that the submission must answer, then those that are trained on."""
+    """The images to prepare, in their order: those of the submission, then those that are trained on."""
     images = run.competition.images
     test, train = images[(images["split"] == "test") & images["in_sample"]], images[images["split"] == "train"]
     return (pd.concat([test, train]) if run.mode == "finetune" else test).drop_duplicates("image_id")

@@ -26,16 +26,19 @@ class Recovery:
     degraded: list[dict[str, str]] = field(default_factory=list)
 
     @contextmanager
-    def recover(self, step: str, fallback: str, only: type[Exception] | tuple = Exception) -> Iterator[None]:
+    def recover(
+        self, step: str, fallback: str, only: type[Exception] | tuple = Exception, retried: bool = False
+    ) -> Iterator[None]:
         """Record an error of the kind `only` that the body raises, and go on behind it.
 
         step: the step's name. fallback: what happens instead, to be read after "instead:". Other errors, and with
-        `strict` all of them, are raised.
+        `strict` all of them, are raised. retried: the caller tries the same work again in another way, as with smaller
+        batches, so that nothing is lost: not raised with `strict` either.
         """
         try:
             yield
         except only as error:
-            if self.strict:
+            if self.strict and not retried:
                 raise
             self.degrade(step, str(error) or type(error).__name__, fallback, traceback.format_exc())
 

@@ -12,7 +12,7 @@ from typing import Any
 from siimcovid.core.configuration import Preset
 from siimcovid.core.overrides import to_dict
 from siimcovid.kernel.run_plan import RunPlan, apply_plan, dropped, fit_plan, plan_of_preset
-from siimcovid.kernel.step_forecast import ESSENTIAL, Profile, corrected, forecast, seconds_after
+from siimcovid.kernel.step_forecast import ESSENTIAL, Profile, corrected, forecast, seconds_after, training_seconds
 
 
 @dataclass
@@ -89,6 +89,19 @@ class Planner:
         """Take over the seconds of a test image that a whole pass of a stage took, see step_forecast.corrected."""
         area = self.plan.scale.get(stage, 1.0) ** 2
         self.profile = corrected(self.profile, stage, image / area, not_measured)
+
+    def correct_training(self, stage: str, seconds: float) -> None:
+        """Take over that training a model took so many seconds: further models of its stage are no cheaper.
+
+        Fewer seconds than foreseen change nothing: an earlier run may have done a part of them.
+        """
+        area = self.plan.scale.get(stage, 1.0) ** 2
+        measured = self.profile.stage(stage)
+        foreseen = training_seconds(measured, self.plan.epochs.get(stage, 0)) * area
+        if seconds > foreseen > 0:
+            slower = measured.scaled(seconds / foreseen)
+            slower = replace(slower, load=measured.load, image=measured.image)
+            self.profile = replace(self.profile, stages={**self.profile.stages, stage: slower})
 
     def earlier_plan(self, record: Any, mode: str) -> RunPlan | None:
         """The plan of an earlier run in the folder that was asked for the same; None where there was none.

@@ -110,7 +110,7 @@ class Run:
 
     @property
     def test(self) -> pd.DataFrame:
-        """The prepared images that the submission must answer, in the index's order."""
+        """The prepared images that have a row in the submission, in the index's order."""
         return self.prepared_images[(self.prepared_images["split"] == "test") & self.prepared_images["in_sample"]]
 
     @contextmanager

@@ -22,12 +22,12 @@ def score(run: Run, submissions: dict) -> pd.DataFrame | None:
     folder = find_ground_truth(run.inputs.source)
     if folder is None:
         return None
-    answers = read_ground_truth(folder)
+    truth = read_ground_truth(folder)
     scores, boxes = {}, {}
     for model, path in submissions.items():
         outputs = submission_csv.read_table(path, ("id", "PredictionString"))
         matches = mean_average_precision.match_classes(
-            mean_average_precision.compare(outputs, answers.images, answers.studies)
+            mean_average_precision.compare(outputs, truth.images, truth.studies)
         )
         scores[model] = mean_average_precision.average_precisions(matches)
         boxes[model] = report_tables.box_figures(matches["opacity"], threshold=report_tables.THRESHOLD)

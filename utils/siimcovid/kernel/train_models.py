@@ -42,6 +42,7 @@ def fit(run: Run) -> pd.DataFrame:
             with run.recovery.recover(f"fit {name}", "no model"):
                 facts["file"] = stage_models.load(run, name) and str(stage_models.given(run, name))
         rows.append(facts)
+        run.planner.correct_training(stage_of(name), run.record.seconds.get(f"fit {name}", 0.0))
         run.revise()
     run.write()
     return pd.DataFrame(rows)
@@ -69,7 +70,7 @@ def _train(run: Run, name: str) -> Path | None:
     run.planner.lock(stage)
     run.write()  # who is killed while training goes on with these settings
     while True:
-        with run.recovery.recover(step, "half the batch, accumulated to the same", MemoryShort):
+        with run.recovery.recover(step, "half the batch, accumulated to the same", MemoryShort, True):
             path = stage_models.fit(
                 run,
                 name,
@@ -93,7 +94,7 @@ def _whole_epoch(run: Run, stage: str) -> tuple[float, float]:
 
 
 def time_for_another_epoch(run: Run, step: str, name: str, reserve: float = 0.0) -> Callable[[float], bool]:
-    """A function of the seconds of an epoch's training steps that says whether another one fits into the hours.
+    """A function of the seconds of an epoch's training steps: does another epoch fit into the hours?
 
     An epoch takes more than its training steps: the fold that it holds out is predicted, and its state is written. So
     what counts is the time from one question to the next; at the first question, what the plan foresees.

@@ -18,7 +18,7 @@ EPOCH = re.compile(r"\S+ +(\d+)/(\d+) +loss\b")
 #: Lines for a model's epochs: the first, the last, and so many in all.
 EPOCH_LINES = 4
 
-#: What a progress bar, a figure's name and a warning of a library look like.
+#: Progress bars, figures' names and warnings of libraries.
 NOISE = re.compile(r"\d+%\||\d+(\.\d+)?\s*(it|batch|image)/s\]|<Figure|Warning\b|^\s+warnings?\.warn")
 
 
