@@ -31,12 +31,9 @@ help:  ## this list
 	@sed -n -E 's/^([a-z-]+):.*  ## (.*)/make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r verb does; do \
 	  printf '%-18s %s\n' "$$verb" "$$does"; done
 
-run: .venv/installed $(if $(filter file,$(origin WEIGHTS)),$(IMAGENET)/manifest.json)  ## the notebook on the demo competition, or on DATA=FOLDER
+run: .venv/installed $(if $(filter file,$(origin WEIGHTS)),$(IMAGENET)/manifest.json)  ## the notebook on the demo competition, or on DATA=FOLDER; ARGS='--hours 1'
 	$(if $(is_demo),$(BIN)/siimcovid synthetic $(DATA) --seed $(SEED))
-	@mkdir -p $(call quoted,$(RUN))
-	$(BIN)/papermill notebooks/siim_covid19.ipynb $(call quoted,$(RUN)/siim_covid19.ipynb) -k python3 --log-output --no-progress-bar \
-	  -p COMPETITION_DIR $(call quoted,$(DATA)) -p WEIGHTS_DIR $(call quoted,$(WEIGHTS)) -p OUTPUT_DIR $(call quoted,$(RUN)) -p PRESET small -p MODE finetune
-	@$(BIN)/siimcovid scoreboard $(call quoted,$(RUN))
+	$(BIN)/siimcovid run $(call quoted,$(DATA)) --weights $(call quoted,$(WEIGHTS)) --out $(call quoted,$(RUN)) $(ARGS)
 
 $(IMAGENET)/manifest.json: .venv/installed
 	$(BIN)/siimcovid weights import efficientnet_lite0 --out $(IMAGENET)

@@ -15,8 +15,10 @@ from siimcovid.data.competition import Competition, read_index
 from siimcovid.data.image_memory import ImageMemory
 from siimcovid.evaluation import shortcut_check
 from siimcovid.inference.predictor import predict_images, predict_table, study_probabilities
-from siimcovid.kernel import predict_and_submit, scoreboard
-from siimcovid.kernel.run import Run
+from siimcovid.kernel import predict_test_images, scoreboard
+from siimcovid.kernel.kernel_inputs import KernelInputs
+from siimcovid.kernel.parameters import Parameters
+from siimcovid.kernel.run import LoadedModels, Run
 from siimcovid.kernel.time_budget import TimeBudget
 from support.run_folder import write_run
 
@@ -178,22 +180,21 @@ def run(tmp_path):
     folder = write_run(tmp_path)
     images = read_index(folder / "index.csv")
     sample = pd.read_csv(folder / "submission.csv")
-    ended = Run(folder, TimeBudget(1.0), competition=Competition(tmp_path / "competition", images, sample, ()))
-    ended.source = tmp_path / "competition"
-    ended.models["study"] = (CONFIG, Reader(slice(40, 80), slice(40, 80)), False)
-    ended.plan = ended.requested_plan()
+    given = Competition(tmp_path / "competition", images, sample, ())
+    ended = Run(Parameters(output_dir=folder), TimeBudget(1.0), inputs=KernelInputs(given, tmp_path / "competition"))
+    ended.models.loaded["study"] = (CONFIG, Reader(slice(40, 80), slice(40, 80)), False)
     study_probs = pd.read_csv(folder / "study_probabilities.csv")  # of each study, as if it were of its image
-    ended.image_study_probs = ended.test[["image_id", "study_id"]].merge(study_probs, on="study_id")
+    ended.predictions.image_study_probs = ended.test[["image_id", "study_id"]].merge(study_probs, on="study_id")
     return ended
 
 
 def test_a_run_prints_and_keeps_the_fall(run, capsys):
     """Its images are of one grey, 40, 80, 120 and 160, each of another level, so covering changes nothing on them."""
-    outputs = predict_images("study", CONFIG, run.models["study"][1], run.test, run.cache).table
+    outputs = predict_images("study", CONFIG, run.models.loaded["study"][1], run.test, run.cache).table
     scoreboard.check_shortcuts(run)
     found = json.loads((run.folder / "shortcuts.json").read_text(encoding="utf-8"))
     truth = pd.Series({"s0": "negative", "s1": "typical", "s2": "indeterminate", "s3": "atypical"})
-    study_probs = study_probabilities(run.image_study_probs)
+    study_probs = study_probabilities(run.predictions.image_study_probs)
     assert found == shortcut_check.compare(study_probs, study_probabilities(outputs), truth)
     assert found["studies"] == 4
     assert f"a fall of {found['fall']['mean']:.3f} over 4 studies" in capsys.readouterr().out
@@ -202,20 +203,19 @@ def test_a_run_prints_and_keeps_the_fall(run, capsys):
 def test_no_check_without_time_model_labels_or_answers(run, monkeypatch, tmp_path):
     def nothing(so: str) -> bool:
         scoreboard.check_shortcuts(run)
-        return not (run.folder / "shortcuts.json").exists() and so in " ".join(run.ended)
+        return not (run.folder / "shortcuts.json").exists() and so in " ".join(run.record.ended)
 
-    run.seconds["classify"] = 2000.0  # of the 3,240 that the hour leaves
+    run.record.seconds["classify"] = 2000.0  # of the 3,240 that the hour leaves
     assert nothing("shortcuts is left out")
-    run.seconds.clear()
+    run.record.seconds.clear()
     with monkeypatch.context() as patch:
-        patch.setattr(run, "unusable", {"study"})
-        patch.setattr(run, "models", {})
+        patch.setattr(run, "models", LoadedModels(unusable={"study"}))
         assert nothing("")
     with monkeypatch.context() as patch:
-        patch.setattr(run, "image_study_probs", None)
+        patch.setattr(run.predictions, "image_study_probs", None)
         assert nothing("")
     with monkeypatch.context() as patch:
-        patch.setattr(run, "source", tmp_path / "another")
+        patch.setattr(run.inputs, "source", tmp_path / "another")
         assert nothing("")
     assert not nothing("")
 
@@ -226,8 +226,17 @@ def test_a_fault_of_the_check_leaves_the_scoreboard(run, monkeypatch):
     def broken(run):
         raise RuntimeError("no images")
 
-    monkeypatch.setattr(predict_and_submit, "classify_covered", broken)
+    monkeypatch.setattr(predict_test_images, "classify_covered", broken)
     table = steps.score(run)
     assert table.index.tolist() == ["rcnn", "yolo", "ensemble"]
     assert [(entry["step"], entry["reason"]) for entry in run.degraded] == [("shortcuts", "no images")]
     assert (run.folder / "scores.json").is_file()
+
+
+def test_no_study_label_is_a_sentence(tmp_path):
+    """No study of the truth is among the predicted ones: the means are null, in the file and in the text."""
+    empty = pd.DataFrame(columns=["study_id", *shortcut_check.STUDY_LABELS], dtype=float)
+    found = shortcut_check.compare(empty, empty, pd.Series({"s0": None}, dtype=object))
+    said = shortcut_check.record(found, tmp_path / "shortcuts.json")
+    assert said == "study score: none of the 0 studies has a study label to compare"
+    assert json.loads((tmp_path / "shortcuts.json").read_text(encoding="utf-8"))["fall"]["mean"] is None

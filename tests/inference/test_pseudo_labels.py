@@ -14,6 +14,8 @@ from siimcovid.evaluation.ensemble_prediction import EnsemblePrediction
 from siimcovid.inference import pseudo_labels
 from siimcovid.inference.weighted_boxes_fusion import COLUMNS
 from siimcovid.kernel import stage_models, steps
+from siimcovid.kernel.recovery import Recovery
+from siimcovid.kernel.run import LoadedModels
 from siimcovid.models import published_weights, weights_manifest
 from siimcovid.synthetic.demo_competition import write_competition
 
@@ -96,7 +98,7 @@ def test_members_are_trained_without_a_fold_each(kernel):
     for name in names:
         assert manifest[f"{name}.safetensors"]["stage"] == stage_of(name)
         weights_manifest.verified(top / "run" / "weights", f"{name}.safetensors")
-    images = run.prepared_images[(run.images["split"] == "train") & run.images["annotated"]]
+    images = run.prepared_images[(run.prepared_images["split"] == "train") & run.prepared_images["annotated"]]
     count = [json.loads((top / "run/weights" / f"{n}.json").read_text())["settings"] for n in ("rcnn", "rcnn.1")]
     counted = [json.loads(settings)["images"] for settings in count]
     assert sum(counted) == len(images)  # of two folds, each member sees the other's
@@ -114,7 +116,7 @@ def test_the_detectors_learn_from_the_test_images(kernel):
     assert not (top / "run" / "weights" / "pseudo" / "study.safetensors").exists()
     assert set(second["model"]) == set(first["model"])
     assert not second.equals(first)
-    assert "fine_tune_on_pseudo_labels" in run.seconds
+    assert "fine_tune_on_pseudo_labels" in run.record.seconds
     written = pd.read_csv(top / "run" / "detections.csv", dtype={"image_id": str})
     assert written["score"].to_numpy() == pytest.approx(second["score"].to_numpy())
 
@@ -135,12 +137,13 @@ def test_a_failure_leaves_the_detectors_as_they_were(kernel, monkeypatch):
     written = []
 
     def broken(*_, **__):
-        written.append(run.by_priors)
+        written.append(run.record.by_priors)
         raise RuntimeError("no memory of it")
 
     _, run, first, second = kernel
     monkeypatch.setattr(stage_models, "fit", broken)
-    run = replace(run, degraded=[], models=dict(run.models), seconds=dict(run.seconds), by_priors=None)
+    record = replace(run.record, seconds=dict(run.record.seconds), by_priors=None)
+    run = replace(run, recovery=Recovery(), models=LoadedModels(dict(run.models.loaded)), record=record)
     again = steps.fine_tune_on_pseudo_labels(run, first)
     assert {(fault["step"], fault["reason"]) for fault in run.degraded} == {
         ("fine_tune_on_pseudo_labels", "no memory of it")

@@ -23,7 +23,7 @@ from siimcovid.core import stage_names
 from siimcovid.core.errors import InputError
 from siimcovid.evaluation import submission_validator
 from siimcovid.kernel import stage_models
-from siimcovid.kernel.run import summary
+from siimcovid.kernel.run_summary import summary
 from siimcovid.synthetic.demo_competition import write_competition
 from support import fault_scenes as make
 from support import fault_workers
@@ -144,6 +144,8 @@ def faults() -> Iterator[Fault]:
         ("PRESET", "medium", "PRESET full", "unknown preset 'medium'"),
         ("OVERRIDES", {"rcnn.epochs": 3}, "the preset without OVERRIDES", "rcnn.training.epochs"),
         ("OVERRIDES", "rcnn.epochs=3", "the preset without OVERRIDES", "OVERRIDES must be JSON"),
+        ("STRICT", "maybe", "STRICT False", "STRICT must be true or false"),
+        ("SEED", -1, "the preset's seed", "SEED must be a whole number"),
     ):
         yield Fault(f"{name} = {value!r}", happens, MODELS, make.parameter(**{name: value}), named)
     inject = make.output_below_a_file
@@ -202,9 +204,9 @@ def check(scene: Scene, by_priors: str = "none") -> None:
     kinds = sample["id"].str.endswith("_study")
     expected = {"none": 0, "all": len(sample), "studies": kinds.sum(), "images": (~kinds).sum()}
     if by_priors == "some":
-        assert 0 < scene.run.by_priors < len(sample)
+        assert 0 < scene.run.record.by_priors < len(sample)
     else:
-        assert scene.run.by_priors == expected[by_priors]
+        assert scene.run.record.by_priors == expected[by_priors]
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
@@ -287,7 +289,7 @@ def test_dicoms_of_every_kind(scene, tmp_path):
     add_images(scene, images)
     scene.execute()
     check(scene, "some")
-    failed = set(scene.run.failures["image_id"])
+    failed = set(scene.run.record.failures["image_id"])
     assert "nothing" in failed
     assert not failed & {"lossless", "plain12False", "plain16True"}
 
@@ -297,8 +299,8 @@ def test_real_dicoms_of_every_kind(scene, real):
     add_images(scene, images)
     scene.execute()
     check(scene, "some")
-    assert 0 < len(scene.run.failures) < len(images)
-    for row in scene.run.failures.itertuples():
+    assert 0 < len(scene.run.record.failures) < len(images)
+    for row in scene.run.record.failures.itertuples():
         assert row.image_id in scene.report()
         assert row.reason
 
@@ -313,7 +315,7 @@ def test_a_thousand_mutated_dicoms(scene, tmp_path):
     quick_models(scene)
     scene.execute()
     check(scene, "some")
-    failed = set(scene.run.failures["image_id"])
+    failed = set(scene.run.record.failures["image_id"])
     assert 100 < len(failed & set(images)) < 900
     assert f"{len(failed)}" in summary(scene.run) or len(failed) > 20
 
@@ -366,7 +368,7 @@ def table() -> str:
     lines = [
         "# What can go wrong, and what is submitted then",
         "",
-        "Every row is a test in `tests/test_faults.py` or `tests/test_restart.py`: the notebook runs to its end, the",
+        "Every row is a test in `tests/kernel/test_faults.py` or `test_restart.py`: the notebook runs to its end, the",
         "submission validates against the sample, and the fault is named in the last cell and in `run.json`. With",
         "`STRICT = True` it raises instead.",
         "",

@@ -75,9 +75,9 @@ def test_the_submission_is_the_combined_answer(folders, tmp_path):
     steps.submit(run, detections, study_probs)
     assert run.degraded == []
     from siimcovid.inference.ensemble import combine
-    from siimcovid.kernel.predict_and_submit import said
+    from siimcovid.kernel.write_submissions import model_outputs
 
-    prediction = combine(said(run, detections), run.preset)
+    prediction = combine(model_outputs(run, detections), run.preset)
     written = pd.read_csv(tmp_path / "submission.csv").set_index("id")["PredictionString"]
     for study, *values in prediction.study_probs[["study_id", *STUDY_LABELS]].itertuples(index=False):
         assert [float(text) for text in written[f"{study}_study"].split()[1::6]] == pytest.approx(values, abs=1e-7)
@@ -110,3 +110,11 @@ def test_a_third_detector_is_a_name_in_the_settings(folders, tmp_path):
     wrong = start(folders, tmp_path / "wrong", tmp_path / "three", **three | {"fusion.weights": [1, 1]})
     assert [fault["step"] for fault in wrong.degraded] == ["parameters"]
     assert "it needs 1 for each of the detectors rcnn, yolo, retinanet" in wrong.degraded[0]["reason"]
+
+
+def test_a_gpu_that_fails_is_named_and_the_run_goes_on(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(steps, "gpu_fault", lambda: "Tesla P100 (sm_60) fails its first operation under torch: …")
+    run = start(folders, tmp_path)
+    (fault,) = run.degraded
+    assert (fault["step"], fault["fallback"]) == ("start", "everything runs on the CPU")
+    assert "P100" in (tmp_path / "run.json").read_text(encoding="utf-8")

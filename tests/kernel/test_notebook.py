@@ -34,6 +34,10 @@ TINY = {
 }
 
 
+HEADINGS = ["Configuration", "Data", "Plan", "Preparation", "Training", "Detection", "Study classification"]
+HEADINGS += ["Submission", "Score", "Time"]
+
+
 def execute(folder: Path, **parameters) -> dict:
     """Run the notebook; returns it with its outputs."""
     return papermill.execute_notebook(
@@ -105,7 +109,7 @@ def test_notebook_shows_pictures_and_no_error(runs):
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
     assert not [output for output in outputs if output["output_type"] == "error"]
     pictures = sum("image/png" in output.get("data", {}) for output in outputs)
-    assert pictures == 4 + 1 + 1 + 4 + 1  # data, training, gallery, scores, times
+    assert pictures == 4 + 1 + 1 + 1 + 4 + 1  # data, sample images, training, gallery, scores, times
 
 
 def test_notebook_in_the_repository_is_clean():
@@ -114,6 +118,9 @@ def test_notebook_in_the_repository_is_clean():
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
     assert [cell["metadata"].get("tags") for cell in code].count(["parameters"]) == 1
     assert all(len(cell["source"]) <= 16 for cell in code)
+    assert len(code) <= 13
+    headings = ["".join(c["source"]).splitlines()[0] for c in notebook["cells"] if c["cell_type"] == "markdown"]
+    assert [line.removeprefix("## ") for line in headings[1:]] == HEADINGS
 
 
 def test_the_record_of_a_run(runs):
@@ -154,7 +161,7 @@ def test_bad_parameters_are_sentences(runs, tmp_path):
     for bad, said in [
         ({"mode": "train"}, "MODE"),
         ({"hours": 0}, "HOURS"),
-        ({"preset": "medium"}, "full or small"),
+        ({"preset": "medium"}, "'full' or 'small'"),
         ({"overrides": {"rcnn.epochs": 1}}, "no setting 'rcnn.epochs'"),
         ({"overrides": "rcnn.epochs=1"}, "OVERRIDES must be JSON"),
         ({"competition_dir": tmp_path / "none"}, "none"),
@@ -169,7 +176,7 @@ def test_local_fine_tuning_needs_no_weights_folder(runs, tmp_path):
         str(runs["competition"]), "", str(tmp_path), "small", "finetune", 9, '{"yolo.training.epochs": 1}', True
     )
     assert run.preset.yolo.training.epochs == 1
-    assert weights_manifest.read_manifest(run.weights).keys() == {"efficientnet_lite0.safetensors"}
+    assert weights_manifest.read_manifest(run.inputs.weights).keys() == {"efficientnet_lite0.safetensors"}
     assert (
         submission_validator.validate(tmp_path / "submission.csv", runs["competition"] / "sample_submission.csv").faults
         == []

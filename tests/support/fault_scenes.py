@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from siimcovid.data import image_cache
-from siimcovid.kernel.run import Run, summary
+from siimcovid.kernel.run import Run
+from siimcovid.kernel.run_summary import summary
 from siimcovid.models import checkpoints, weights_manifest
 from siimcovid.training import train_stage
 from support import fault_workers

@@ -6,7 +6,7 @@ from pathlib import Path
 import nbformat
 from matplotlib.figure import Figure
 
-from siimcovid.reporting import figures
+from siimcovid.reporting.figures import notebook_figures
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "siim_covid19.ipynb"
 
@@ -26,6 +26,8 @@ def run_cells(**parameters) -> dict:
 def draw_nothing(set_attribute: Callable) -> None:
     """Spare the seconds that the notebook's pictures take, which other tests look at."""
     for name in ("gallery", "learning_curves", "step_times"):
-        set_attribute(figures, name, lambda *_: Figure((1, 1)))
+        set_attribute(notebook_figures, name, lambda *_: Figure((1, 1)))
     for name in ("data_charts", "evaluation_charts"):
-        set_attribute(figures, name, lambda *_: [])
+        set_attribute(notebook_figures, name, lambda *_: [])
+    set_attribute(notebook_figures, "sample_images", lambda *_: None)
+    set_attribute(notebook_figures, "display", lambda *_: None)

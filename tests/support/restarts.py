@@ -17,7 +17,7 @@ import torch
 from siimcovid.core.stage_names import SUBMISSION_STAGES
 from siimcovid.data import competition, image_cache
 from siimcovid.inference import predictor, weighted_boxes_fusion
-from siimcovid.kernel import predict_and_submit, step_profile
+from siimcovid.kernel import step_profile, write_submissions
 from siimcovid.models import faster_rcnn, study_classifier, yolo  # noqa: F401 - for the children
 from siimcovid.training import train_stage, training_loop
 from support.kernel_cells import draw_nothing, run_cells
@@ -102,9 +102,9 @@ def patches(point: str) -> list:
         ],
         "submit": lambda: [
             mock.patch.object(
-                predict_and_submit,
+                write_submissions,
                 "_write_submission",
-                ending_before(predict_and_submit._write_submission, lambda run, model, *_: model == "rcnn"),
+                ending_before(write_submissions._write_submission, lambda run, model, *_: model == "rcnn"),
             )
         ],
         "": list,

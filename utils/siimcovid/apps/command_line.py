@@ -15,6 +15,7 @@ from siimcovid.core.errors import InputError, InstallationError
 
 #: verb -> one line of help; the verb's code is `commands/<verb>_command.py`.
 VERBS = {
+    "run": "execute the notebook on a competition folder and write its report",
     "synthetic": "write a synthetic demo competition",
     "import": "lay your own images out as a competition folder",
     "index": "join a competition folder's CSVs and DICOM headers into one table",

@@ -22,6 +22,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from siimcovid.core.configuration import Augment
+from siimcovid.core.device import gpu_count
 from siimcovid.core.labels import NIH_FINDINGS, STUDY_LABELS
 from siimcovid.data.augmentation import build_transforms
 from siimcovid.data.image_memory import TRAINING_BYTES, ImageMemory
@@ -138,7 +139,7 @@ def loader(
 
     On GPU machines worker processes decode ahead of the model.
     """
-    gpu = torch.cuda.is_available()
+    gpu = bool(gpu_count())
     workers = min(4, os.cpu_count() or 1) if gpu else 0  # on CPU the model wants the cores itself
     order = {"batch_size": batch, "sampler": sampler}
     return DataLoader(

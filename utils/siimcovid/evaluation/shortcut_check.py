@@ -124,9 +124,14 @@ def compare(as_they_are: pd.DataFrame, covered: pd.DataFrame, truth: pd.Series) 
 
 
 def record(found: dict, path: Path) -> str:
-    """Write what `compare` found, and say it in two lines."""
+    """Write what `compare` found to `path`, and return it as two lines of text.
+
+    A mean is None where no study of the truth has a study label that the models predicted; then the text says so.
+    """
     write_json(path, found)
     whole, covered, fall = (found[key] for key in ("as they are", "covered", "fall"))
+    if fall["mean"] is None:
+        return f"study score: none of the {found['studies']} studies has a study label to compare"
     falls = ", ".join(
         f"{study_label} {value:+.3f}"
         for study_label, value in fall.items()

@@ -20,6 +20,7 @@ from typing import Any
 
 import pandas as pd
 
+from siimcovid.core.device import launched_as
 from siimcovid.core.errors import InputError
 from siimcovid.core.files import write_text
 from siimcovid.core.labels import STUDY_LABELS
@@ -29,7 +30,6 @@ from siimcovid.data.image_files import ImageFile
 from siimcovid.inference.model_outputs import ModelOutputs
 from siimcovid.inference.predictor import DETECTION_COLUMNS
 from siimcovid.inference.trained_model import TrainedModel
-from siimcovid.models.device import launched_as
 
 #: Images of a part: what a killed call loses at most, in each process.
 PART = 32

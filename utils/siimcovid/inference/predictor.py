@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
+from siimcovid.core.device import choose_device, launched_as
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.progress import progress_bar
@@ -29,7 +30,6 @@ from siimcovid.data.image_cache import read
 from siimcovid.data.image_memory import ImageMemory
 from siimcovid.data.resize import centre_crop
 from siimcovid.models.backbone import for_inference
-from siimcovid.models.device import default_device, launched_as
 from siimcovid.models.study_classifier import probabilities
 
 DETECTION_COLUMNS = ["image_id", "model", "score", "x1", "y1", "x2", "y2"]
@@ -88,7 +88,7 @@ def predict_table(
     image whose output is not finite has no rows. Raises InputError where an image has no whole picture in the cache.
     """
     found = predict_images(
-        stage, config, for_inference(model.to(default_device())), images, cache, hflip, change=change, memory=memory
+        stage, config, for_inference(model.to(choose_device())), images, cache, hflip, change=change, memory=memory
     )
     if found.unreadable:
         read(cache, found.unreadable[0])  # raises what is wrong
@@ -128,7 +128,7 @@ def predict_images(
         memory: keeps decoded images for the next model; by default none are kept.
         progress: whether to show a bar.
     """
-    device = torch.device(device) if device else default_device()
+    device = torch.device(device) if device else choose_device()
     share, gather = _share(len(images), config.infer_batch) if split else (range(len(images)), _as_they_are)
     model = model.to(device)
     dataset = InferenceDataset(images, cache, config.infer_size, change, memory or ImageMemory(0))

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from siimcovid.core.device import gpu_count
 from siimcovid.core.files import write_json
 from siimcovid.core.labels import NIH_FINDINGS, STUDY_LABELS
 from siimcovid.core.presets import load_preset
@@ -72,7 +73,7 @@ def describe_machine() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
     gpus = []
-    for number in range(torch.cuda.device_count()):
+    for number in range(gpu_count()):
         properties = torch.cuda.get_device_properties(number)
         capability = f"sm_{properties.major}{properties.minor}"
         gpu = {"name": properties.name, "memory_gb": round(properties.total_memory / 1e9, 1), "capability": capability}

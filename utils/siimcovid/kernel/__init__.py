@@ -2,4 +2,12 @@
 
 In: the notebook's parameters. Out, in one folder: submission.csv, the trained weights, the scores where the ground
 truth is at hand, and run.json, the record of what was planned, done, dropped and recovered from.
+
+    parameters, kernel_inputs        what is asked for, and what is found
+    step_profile, step_forecast      measured seconds, and what the steps will take by them
+    run_plan, replanning             what of the preset runs, and how that changes
+    time_budget, recovery            the hours that are left, and what catches a failing step
+    prepare_images, train_models, stage_models, predict_test_images, write_submissions, scoreboard
+                                     the work, in the order of the steps
+    run, run_record, run_summary     one run, its run.json, and the text that the notebook ends with
 """

@@ -1,15 +1,13 @@
 """The kernel's inputs, found and read even where they are damaged: what cannot be used is replaced and recorded.
 
-In: the notebook's parameters. Out: a Run with its settings, its competition, its weights folder and, in its folder, the
-first submission, from the train set's frequencies. Every fault goes through `Run.recover`, so with STRICT it raises.
+In: the checked parameters. Out: `KernelInputs`: the competition's index and sample, and the folder of weights. Every
+fault goes through `Recovery.recover`, so with STRICT it raises.
 """
 
-import json
-import math
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -17,10 +15,12 @@ from siimcovid.core import paths, tables
 from siimcovid.core.errors import InputError
 from siimcovid.core.files import write_text
 from siimcovid.core.presets import load_preset
-from siimcovid.data import competition
+from siimcovid.data.competition import Competition, index_table, load
 from siimcovid.data.dicom_headers import image_id_of
 from siimcovid.evaluation import submission_csv
-from siimcovid.kernel.run import Run
+from siimcovid.kernel.parameters import Parameters
+from siimcovid.kernel.recovery import Recovery
+from siimcovid.kernel.replanning import Planner
 
 #: Where a competition folder with repaired ids is laid out, in the run's folder.
 REPAIRED = "repaired"
@@ -29,73 +29,57 @@ SAMPLE = "sample_submission.csv"
 KINDS = (submission_csv.STUDY, submission_csv.IMAGE)
 
 
-def read_hours(hours: Any) -> float:
-    """HOURS as a number. Raises InputError for anything that is none above 0."""
-    try:
-        value = float(hours)
-    except (TypeError, ValueError):
-        value = math.nan
-    if not value > 0:
-        raise InputError(f"HOURS must be a number above 0, not {hours!r}")
-    return value
+def no_competition(folder: Path = Path()) -> Competition:
+    """A competition without images and ids."""
+    sample = pd.DataFrame(columns=["id", "PredictionString"], dtype=str)
+    return Competition(folder, index_table([]), sample, ())
 
 
-def settings(run: Run, preset: str, mode: str, overrides: Mapping[str, Any] | str | None) -> None:
-    """Check the parameters that say what runs; a wrong one leaves its default."""
-    with run.recover("parameters", "MODE 'infer'"):
-        if mode not in ("finetune", "infer"):
-            raise InputError(f"MODE must be 'finetune' or 'infer', not {mode!r}")
-        run.mode = mode
-    with run.recover("parameters", f"PRESET {run.requested.name!r}"):
-        run.requested = load_preset(preset)
-    with run.recover("parameters", "the preset without OVERRIDES"):
-        if isinstance(overrides, str):
-            try:
-                overrides = json.loads(overrides or "{}")
-            except ValueError:
-                raise InputError(
-                    f'OVERRIDES must be JSON such as {{"rcnn.training.epochs": 3}}, not {overrides!r}'
-                ) from None
-        if not isinstance(overrides or {}, Mapping):
-            raise InputError(f"OVERRIDES must be an object of settings, not {overrides!r}")
-        changed = load_preset(run.requested.name, overrides)
-        if changed.members < 1:
-            raise InputError(f"members must be 1 or more, not {changed.members}")
-        run.requested, run.overrides = changed, dict(overrides or {})
-    run.preset = run.requested
+@dataclass
+class KernelInputs:
+    """What the run reads.
+
+    source: the competition folder that was found, also where `competition` was read from a repaired copy of it.
+    weights: where stages start from, or are loaded from; None without any.
+    verify: whether a manifest vouches for the weights.
+    """
+
+    competition: Competition = field(default_factory=no_competition)
+    source: Path = Path()
+    weights: Path | None = None
+    verify: bool = True
 
 
-def read_competition(run: Run, explicit: str) -> None:
-    """Read the competition folder into the run; where its sample cannot be used, the ids come from test/."""
-    folder = None
-    with run.recover("index", "a folder that holds test/ or the sample is taken, if there is one"):
+def read_competition(inputs: KernelInputs, parameters: Parameters, recovery: Recovery) -> None:
+    """Read the competition folder; where its sample cannot be used, the ids come from test/."""
+    explicit, folder = parameters.competition_dir, None
+    with recovery.recover("index", "a folder that holds test/ or the sample is taken, if there is one"):
         folder = paths.find_competition(explicit)
     folder = folder or _any_folder(explicit)
     if folder is None:
-        run.degrade("index", "no competition folder was found", "a submission of the header alone")
+        recovery.degrade("index", "no competition folder was found", "a submission of the header alone")
         return
-    run.source = folder
+    inputs.source = folder
     sample = None
-    with run.recover("index", "its ids are completed from the names of the folders and files in test/"):
+    with recovery.recover("index", "its ids are completed from the names of the folders and files in test/"):
         sample = _sound_sample(folder)
     if sample is None:
-        with run.recover("index", "a submission of the header alone"):
-            folder = repair(folder, run.folder / REPAIRED)
+        with recovery.recover("index", "a submission of the header alone"):
+            folder = repair(folder, parameters.output_dir / REPAIRED)
             sample = _sound_sample(folder)
-    splits = [("train", "test"), ("test",)] if run.mode == "finetune" else [("test",)]
+    splits = [("train", "test"), ("test",)] if parameters.mode == "finetune" else [("test",)]
     for wanted in splits:
-        with run.recover("index", "without the train part" if "train" in wanted else "without any image"):
-            run.competition = competition.load(folder, splits=wanted)
+        with recovery.recover("index", "without the train part" if "train" in wanted else "without any image"):
+            inputs.competition = load(folder, splits=wanted)
             return
     if sample is not None:
-        run.competition = competition.Competition(folder, run.competition.images, sample, ())
+        inputs.competition = Competition(folder, inputs.competition.images, sample, ())
 
 
-def _any_folder(explicit: str) -> Path | None:
+def _any_folder(explicit: Path | None) -> Path | None:
     """`explicit` where it is a folder, else the first one on Kaggle's mounts that holds a test/ of folders."""
     if explicit:
-        folder = Path(explicit).expanduser()
-        return folder if folder.is_dir() else None
+        return explicit if explicit.is_dir() else None
     found = (path.parent for depth in ("*", "*/*", "*/*/*") for path in paths.KAGGLE_INPUT.glob(f"{depth}/test"))
     return next((folder for folder in found if next((folder / "test").glob("*/*"), None)), None)
 
@@ -153,35 +137,38 @@ def _whole_ids(folder: Path) -> Iterable[str]:
     return [name for name in ids if _is_id(name) and "�" not in name]
 
 
-def find_weights(run: Run, explicit: str) -> None:
+def find_weights(inputs: KernelInputs, parameters: Parameters, recovery: Recovery) -> None:
     """The weights folder; for fine-tuning `small` where none is named or mounted, one from the installed package."""
-    with run.recover("weights", "whole files in the folder are taken unverified, if there are any"):
+    explicit = parameters.weights_dir
+    with recovery.recover("weights", "whole files in the folder are taken unverified, if there are any"):
         try:
             folder = paths.find_weights(explicit)
         except InputError:
-            if explicit or run.mode != "finetune" or run.requested.rcnn.backbone != "efficientnet_lite0":
+            if explicit or parameters.mode != "finetune" or parameters.preset.rcnn.backbone != "efficientnet_lite0":
                 raise
             from siimcovid.models import published_weights
 
-            folder = published_weights.import_weights("efficientnet_lite0", None, run.folder / "imagenet").parent
-        run.weights = folder
+            folder = published_weights.import_weights(
+                "efficientnet_lite0", None, parameters.output_dir / "imagenet"
+            ).parent
+        inputs.weights = folder
         _check_manifest(folder)
         return
-    folder = run.weights or Path(explicit or "/nowhere").expanduser()
-    run.weights, run.verify = (folder, False) if any(folder.glob("*.safetensors")) else (None, True)
+    folder = inputs.weights or explicit or Path("/nowhere")
+    inputs.weights, inputs.verify = (folder, False) if any(folder.glob("*.safetensors")) else (None, True)
 
 
-def read_combination(run: Run) -> None:
-    """Take over the numbers by which answers are combined that lie beside the weights; OVERRIDES go before them."""
-    with run.recover("weights", "the preset's own numbers combine the answers"):
-        if run.weights is None or not run.verify:
+def read_fitted_ensemble(inputs: KernelInputs, planner: Planner, parameters: Parameters, recovery: Recovery) -> None:
+    """Take over the ensemble's fitted numbers that lie beside the weights; OVERRIDES go before them."""
+    with recovery.recover("weights", "the preset's own numbers combine the models"):
+        if inputs.weights is None or not inputs.verify:
             return
         from siimcovid.inference import fit_ensemble
 
-        numbers = fit_ensemble.read(run.weights)
+        numbers = fit_ensemble.read(inputs.weights)
         if numbers:
-            run.requested = run.preset = load_preset(run.requested.name, {**numbers, **run.overrides})
-            print(f"answers are combined by {fit_ensemble.FILE} of {run.weights}")
+            planner.request(load_preset(parameters.preset.name, {**numbers, **parameters.overrides}))
+            print(f"The models are combined by the numbers of {inputs.weights / fit_ensemble.FILE}.")
 
 
 def _check_manifest(folder: Path) -> None:
@@ -190,9 +177,8 @@ def _check_manifest(folder: Path) -> None:
     weights_manifest.read_manifest(folder)
 
 
-def priors(run: Run) -> submission_csv.Priors:
-    """Frequencies of this competition's train set; those of the real one where its train part was not read."""
-    images = run.competition.images
+def priors(images: pd.DataFrame) -> submission_csv.Priors:
+    """Frequencies of the train part of an index; those of the real competition where it has no train part."""
     if images.loc[images["split"] == "train", "study_label"].notna().any():
         return submission_csv.train_priors(images)
     return submission_csv.COMPETITION_PRIORS

@@ -13,17 +13,17 @@ import torch
 from torch import nn
 
 from siimcovid.core.configuration import Preset
+from siimcovid.core.device import training_processes
 from siimcovid.core.errors import InputError
 from siimcovid.core.files import atomic_path, link
 from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.overrides import override
 from siimcovid.core.stage_names import stage_of
 from siimcovid.data import duplicates, folds
+from siimcovid.kernel.lower_resolution import inference_changes
 from siimcovid.kernel.run import Run
-from siimcovid.kernel.time_budget import smaller_images
 from siimcovid.models import checkpoints, weights_manifest
 from siimcovid.models.backbone import for_inference
-from siimcovid.models.device import training_processes
 from siimcovid.training import multi_gpu, train_stage
 
 
@@ -45,8 +45,8 @@ def member_images(run: Run, name: str) -> tuple[Preset, pd.DataFrame]:
     """The preset and the images that a model is trained with: a fold ensemble's members without a fold of their own.
 
     A stage that keeps the best epoch on a fold held out does so on the member's; another sees the rest of the images.
-    What counts is how many members there were to be when the stage's training began: its images stay, however many the
-    clock leaves of them, or a restart would train on others than before.
+    What counts is how many members there were to be when the stage's training began: its images stay, however many of
+    the members the plan drops later, or a restart would train on others than before.
     """
     stage, _, number = name.partition(".")
     members = run.plan.members_at_start.get(stage, run.plan.members)
@@ -64,13 +64,13 @@ def member_images(run: Run, name: str) -> tuple[Preset, pd.DataFrame]:
 
 def offer(run: Run, name: str, path: Path) -> None:
     """Enter a trained model into the manifest beside it; a member's file also goes, under its name, to the others."""
-    weights_manifest.register_trained(path, stage_of(name), run.preset, run.source)
+    weights_manifest.register_trained(path, stage_of(name), run.preset, run.inputs.source)
     flat = run.folder / "weights" / f"{name}.safetensors"
     if flat != path:
         for end in (".safetensors", ".json"):
             with atomic_path(flat.with_name(name + end)) as temporary:
                 link(path.with_suffix(end), temporary)
-        weights_manifest.register_trained(flat, stage_of(name), run.preset, run.source)
+        weights_manifest.register_trained(flat, stage_of(name), run.preset, run.inputs.source)
 
 
 def fit(
@@ -81,15 +81,15 @@ def fit(
     out: Path,
     may_start_epoch: Callable[[float], bool],
     start: Path | None = None,
-    step: str = "",
+    seconds: float = float("inf"),
 ) -> Path:
-    """Train a model for the run: stages.fit, in a process for each GPU where the machine has several.
+    """Train a model for the run: train_stage.fit, in a process for each GPU where the machine has several.
 
-    start: the weights folder to start from, by default the run's. step: of the plan, by default the model's own.
+    may_start_epoch: asked before each epoch with the seconds of the last, in this process. seconds: that training may
+    take in other processes, which cannot ask. start: the weights folder to start from, by default the run's.
     """
-    start, stage = start or (run.weights if run.verify else None), stage_of(name)
-    if training_processes() > 1:  # those processes have clocks of their own, which are told when to stop
-        seconds = run.budget.left() - run.needed_after(step or f"fit {name}")
+    start, stage = start or (run.inputs.weights if run.inputs.verify else None), stage_of(name)
+    if training_processes() > 1:
         return multi_gpu.fit(stage, preset, images, run.cache, start, out, seconds)
     return train_stage.fit(stage, preset, images, run.cache, start, out, may_start_epoch)
 
@@ -98,27 +98,28 @@ def load(run: Run, name: str, path: Path | None = None) -> tuple[Any, nn.Module]
     """A model's configuration and the model for inference, loaded once; None where it can't be used, which is recorded.
 
     name: a stage, or a member of its fold ensemble. path: the checkpoint that this run trained; without it the weights
-    folder's, which looks at images of the resolution that the plan leaves it.
+    folder's, which predicts at the resolution that the plan leaves it.
     """
-    if name not in run.models and name not in run.unusable:
-        run.unusable.add(name)
-        with run.recover(f"fit {name}", without(name)):
-            run.models[name] = (*read(path or given(run, name), stage_of(name)), path is None)
-            run.unusable.discard(name)
-    if name not in run.models:
+    models = run.models
+    if name not in models.loaded and name not in models.unusable:
+        models.unusable.add(name)
+        with run.recovery.recover(f"fit {name}", without(name)):
+            models.loaded[name] = (*read(path or given(run, name), stage_of(name)), path is None)
+            models.unusable.discard(name)
+    if name not in models.loaded:
         return None
-    config, model, is_given = run.models[name]
+    config, model, is_given = models.loaded[name]
     if is_given and (scale := run.plan.scale.get(stage_of(name), 1.0)) < 1:
-        config = override(config, smaller_images(config, scale))
+        config = override(config, inference_changes(config, scale))
     return config, model
 
 
 def given(run: Run, name: str) -> Path:
     """A model's checkpoint in the weights folder, verified. Raises InputError where there is none."""
-    file = f"{name}.safetensors"
-    if run.weights is None:
+    file, weights = f"{name}.safetensors", run.inputs.weights
+    if weights is None:
         raise InputError(f"there is no weights folder, so no {file}")
-    return weights_manifest.verified(run.weights, file) if run.verify else run.weights / file
+    return weights_manifest.verified(weights, file) if run.inputs.verify else weights / file
 
 
 def read(path: Path, stage: str) -> tuple[Any, nn.Module]:

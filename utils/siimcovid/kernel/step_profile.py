@@ -5,13 +5,15 @@ not lost); a throwaway copy of each model that is to be trained runs two short e
 model predicts a few batches. All through the functions that do the work itself, so nothing is left out of the account.
 """
 
-import dataclasses
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from torch import nn
 
+from siimcovid.core.device import gpu_count
 from siimcovid.core.files import write_csv
 from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.overrides import override
@@ -20,8 +22,11 @@ from siimcovid.evaluation.ground_truth import find_ground_truth
 from siimcovid.evaluation.submission_csv import write_submission
 from siimcovid.inference.predictor import Predictions, predict_images
 from siimcovid.kernel import stage_models
+from siimcovid.kernel.kernel_inputs import priors
+from siimcovid.kernel.prepare_images import missing_images, wanted_images
 from siimcovid.kernel.run import Run
-from siimcovid.kernel.time_budget import Profile, StageProfile
+from siimcovid.kernel.step_forecast import Profile, StageProfile, guess_stage
+from siimcovid.models.backbone import for_inference
 
 #: Test images that are measured on.
 IMAGES = 24
@@ -34,39 +39,34 @@ STEPS, TRIAL_IMAGES = 4, 32
 SHARE = 0.01
 
 
-def wanted(run: Run) -> pd.DataFrame:
-    """The images to prepare, in their order: those that the submission must answer, then those that are trained on."""
-    images = run.competition.images
-    test, train = images[(images["split"] == "test") & images["in_sample"]], images[images["split"] == "train"]
-    return (pd.concat([test, train]) if run.mode == "finetune" else test).drop_duplicates("image_id")
-
-
-def lacking(run: Run, images: pd.DataFrame) -> pd.DataFrame:
-    """Those without a picture in the cache."""
-    return images[[not (run.cache / f"{name}.png").is_file() for name in images["image_id"]]]
-
-
 def measure(run: Run) -> Profile:
-    """Measure what is to be done with the choices asked for; a part that fails is recorded, and counts as nothing."""
-    profile = Profile(score=find_ground_truth(run.source) is not None)
-    with run.recover("plan", "the time of preparation is not known"):
+    """Measure what the plan does; a part that fails is recorded, and a stage of which nothing is known is guessed."""
+    recover = run.recovery.recover
+    profile = Profile(score=find_ground_truth(run.inputs.source) is not None)
+    with recover("plan", "the time of preparation is not known"):
         profile = _preparation(run, profile)
     test = _first(run, "test", IMAGES)
-    images = wanted(run)
+    images = wanted_images(run)
     whole = int((images["split"] == "test").sum())
-    profile = dataclasses.replace(profile, test_images=whole, train_images=len(images) - whole)
-    stages, outputs = {}, {}
+    profile = replace(profile, test_images=whole, train_images=len(images) - whole)
+    stages, outputs, failed = {}, [], []
     for stage in run.plan.stages:
-        with run.recover("plan", f"the time of stage {stage} is not known"):
-            stages[stage], outputs[stage] = _stage(run, stage, test)
-    profile = dataclasses.replace(profile, stages=stages)
-    with run.recover("plan", "the time of fusing and writing is not known"):
-        return dataclasses.replace(profile, tables=_tables(run, [s for s in outputs.values() if s], test))
+        failed.append(stage)
+        with recover("plan", f"the time of stage {stage} is guessed from the other stages, or the preset"):
+            stages[stage], predictions = _stage(run, stage, test)
+            outputs += [predictions] if predictions else []
+            failed.remove(stage)
+    profile = replace(profile, stages=stages)
+    gpu, trains = gpu_count() > 0, run.mode == "finetune"
+    guesses = {stage: guess_stage(stage, profile, run.preset, trains, gpu) for stage in failed}
+    profile = replace(profile, stages={**stages, **guesses})
+    with recover("plan", "the time of fusing and writing is not known"):
+        return replace(profile, tables=_tables(run, outputs, test))
     return profile
 
 
 def _preparation(run: Run, profile: Profile) -> Profile:
-    todo = lacking(run, wanted(run))
+    todo = missing_images(run, wanted_images(run))
     test, train = todo[todo["split"] == "test"].head(IMAGES), todo[todo["split"] == "train"].head(_trial_images(run))
     begin = run.budget.now()
     image_cache.prepare(test.head(1), run.cache, run.preset.cache_size)  # starts the processes, which counts once only
@@ -80,8 +80,8 @@ def _preparation(run: Run, profile: Profile) -> Profile:
             images, seconds = images + len(part), seconds + run.budget.now() - begin
     if not images:
         images, seconds = len(test.head(1)), first
-    left = len(lacking(run, wanted(run)))
-    return dataclasses.replace(profile, prepare=seconds / max(1, images), to_prepare=left)
+    left = len(missing_images(run, wanted_images(run)))
+    return replace(profile, prepare=seconds / max(1, images), to_prepare=left)
 
 
 def _trial_images(run: Run) -> int:
@@ -96,19 +96,19 @@ def _trial_of(config: Any) -> int:
 
 
 def _first(run: Run, split: str, count: int) -> pd.DataFrame:
-    """The first prepared images of a split."""
-    images = wanted(run)
+    """The first prepared images of a split, `count` at most."""
+    images = wanted_images(run)
     images = images[images["split"] == split].head(2 * count)
-    return images[~images["image_id"].isin(lacking(run, images)["image_id"])].head(count)
+    return images[~images["image_id"].isin(missing_images(run, images)["image_id"])].head(count)
 
 
 def _stage(run: Run, stage: str, test: pd.DataFrame) -> tuple[StageProfile, Predictions | None]:
-    """The cost of one model, and what it said of the first test images (None where there is no model)."""
-    stage_profile, path = StageProfile(), stage_models.own(run, stage)
+    """The seconds of one model, and its predictions of the first test images (None where there is no model)."""
+    profile, path = StageProfile(), stage_models.own(run, stage)
     trial = run.folder / "trial"
     try:
         if stage in run.plan.epochs and not path.is_file():
-            stage_profile, path = _training(run, stage, trial)
+            profile, path = _training(run, stage, trial)
         if stage in run.plan.epochs and path.is_file():
             model = stage_models.read(path, stage)
         else:
@@ -116,58 +116,82 @@ def _stage(run: Run, stage: str, test: pd.DataFrame) -> tuple[StageProfile, Pred
     finally:
         shutil.rmtree(trial, ignore_errors=True)
     if model is None or test.empty:
-        return stage_profile, None
-    config, batch = model[0], min(model[0].infer_batch, -(-len(test) // 3))
-    stamps = [run.budget.now()]
+        return profile, None
+    image, load, predictions = _inference(run, stage, *model, test)
+    begin = run.budget.now()
+    if profile.epoch and getattr(run.preset, stage).training.validate:
+        for_inference(model[1])  # each validation makes such a copy
+    copying = run.budget.now() - begin
+    return _of_all_images(run, stage, replace(profile, image=image, load=load), copying), predictions
+
+
+def _inference(
+    run: Run, stage: str, config: Any, model: nn.Module, test: pd.DataFrame
+) -> tuple[float, float, Predictions]:
+    """Seconds of an image, seconds whatever the images, and the predictions of a few batches."""
+    batch, stamps = min(config.infer_batch, -(-len(test) // 3)), [run.budget.now()]
 
     def stamp() -> bool:
         stamps.append(run.budget.now())
         return len(stamps) < 3 or stamps[-1] - stamps[0] < SHARE * 3600 * run.budget.hours
 
-    changed = dataclasses.replace(config, infer_batch=batch)
-    outputs = predict_images(stage, changed, model[1], test, run.cache, may_go_on=stamp)
+    changed = replace(config, infer_batch=batch)
+    predictions = predict_images(stage, changed, model, test, run.cache, may_go_on=stamp)
     if len(stamps) > 2:
         image = (stamps[-1] - stamps[1]) / (min(len(test), batch * (len(stamps) - 1)) - batch)
         load = max(0.0, stamps[1] - stamps[0] - image * batch)
     else:
         image, load = (stamps[-1] - stamps[0]) / len(test), 0.0
-    stage_profile = dataclasses.replace(stage_profile, image=image, load=load)
-    return _with_whole_training(run, stage, stage_profile), outputs
+    return image, load, predictions
 
 
 def _training(run: Run, stage: str, trial: Path) -> tuple[StageProfile, Path]:
-    """Two short epochs on the first train images; `epoch` is the seconds an image there, without validation."""
+    """Two short epochs on the first train images; `epoch` is the seconds an image there, without validation.
+
+    `validation` is what the second epoch took behind its last training step, for writing: see _of_all_images.
+    """
     config = getattr(run.preset, stage)
     images = _first(run, "train", 2 * _trial_images(run))
     images = images[images["annotated"] & images["study_label"].isin(STUDY_LABELS)].head(_trial_of(config))
     changes = {"training.epochs": 2, "training.validate": False, "training.patience": 0}
     preset = override(run.preset, {f"{stage}.{key}": value for key, value in changes.items()})
-    begin = run.budget.now()
-    path = stage_models.fit(run, stage, preset, images, trial, lambda seconds: True)
-    seconds = run.budget.now() - begin
+    begin, asked = run.budget.now(), []
+
+    def may_start_epoch(seconds: float) -> bool:
+        asked.append(run.budget.now())
+        return True
+
+    path = stage_models.fit(run, stage, preset, images, trial, may_start_epoch)
+    end = run.budget.now()
     epochs = pd.read_csv(trial / f"{stage}.metrics.csv")
-    once = max(0.0, seconds - float(epochs["seconds"].sum()))
-    return StageProfile(once=once, epoch=1 / float(epochs["images_per_second"].iloc[-1])), path
+    steps = float(epochs["seconds"].iloc[-1])
+    saving = max(0.0, end - asked[-1] - steps) if asked else 0.0  # not asked here where several GPUs train
+    once = max(0.0, end - begin - float(epochs["seconds"].sum()) - saving)
+    return StageProfile(once=once, epoch=1 / float(epochs["images_per_second"].iloc[-1]), validation=saving), path
 
 
-def _with_whole_training(run: Run, stage: str, stage_profile: StageProfile) -> StageProfile:
-    """The cost of training on all images, from that of an image: validation and features of a frozen backbone
-    included."""
-    if not stage_profile.epoch:
-        return stage_profile
+def _of_all_images(run: Run, stage: str, profile: StageProfile, copying: float) -> StageProfile:
+    """Seconds of training on all images, from those of one: validation and features of a frozen backbone included.
+
+    copying: seconds in which a validation makes the model one for inference.
+    """
+    if not profile.epoch:
+        return profile
     config = getattr(run.preset, stage)
     images = run.competition.images
     known = images[(images["split"] == "train") & images["study_label"].isin(STUDY_LABELS)]
     held_out = len(known) // run.preset.folds if config.training.validate else 0
     count = int(known["annotated"].sum()) - held_out
-    once = stage_profile.once
+    once = profile.once
     views = getattr(config, "views", 0) if getattr(config, "frozen", False) else 0
-    look_at_size = stage_profile.image * (config.size / config.infer_size) ** 2
+    image_at_size = profile.image * (config.size / config.infer_size) ** 2
     if views:
         trial = min(count, _trial_of(config))
-        once = max(0.0, once - views * trial * look_at_size) + views * count * look_at_size
-    epoch = stage_profile.epoch * count + (stage_profile.load + stage_profile.image * held_out if held_out else 0.0)
-    return dataclasses.replace(stage_profile, once=once, epoch=epoch)
+        once = max(0.0, once - views * trial * image_at_size) + views * count * image_at_size
+    validation = profile.validation
+    if config.training.validate:
+        validation += copying + profile.load + profile.image * held_out
+    return replace(profile, once=once, validation=validation, epoch=profile.epoch * count + validation)
 
 
 def _tables(run: Run, outputs: list[Predictions], test: pd.DataFrame) -> float:
@@ -186,9 +210,7 @@ def _tables(run: Run, outputs: list[Predictions], test: pd.DataFrame) -> float:
     sample = pd.DataFrame({"id": test["image_id"] + "_image", "PredictionString": ""})
     empty = pd.DataFrame(columns=["study_id", *STUDY_LABELS])
     none = pd.Series(0.5, index=test["image_id"])
-    from siimcovid.kernel.kernel_inputs import priors
-
-    write_submission(sample, empty, none, fused, test, run.folder / "trial.csv", priors(run))
+    write_submission(sample, empty, none, fused, test, run.folder / "trial.csv", priors(run.competition.images))
     seconds = run.budget.now() - begin
     (run.folder / "trial.csv").unlink()
     return seconds / len(test)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from siimcovid.core.device import choose_device
 from siimcovid.core.progress import progress_bar
 from siimcovid.data.datasets import ImageDataset, loader
-from siimcovid.models.device import default_device
 from siimcovid.training.identity import features_identity
 
 
@@ -36,7 +36,7 @@ class FeatureCache:
 
 def pooled_features(samples: ImageDataset, model: nn.Module, views: int, batch: int) -> Tensor:
     """Every view of every image, a view after the other: (views * images, channels) on the CPU."""
-    device = default_device()
+    device = choose_device()
     model, table = model.to(device).eval(), []
     plain = samples.without_augmentation()
     with torch.inference_mode():

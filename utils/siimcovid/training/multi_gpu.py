@@ -20,11 +20,11 @@ import pandas as pd
 import torch
 
 from siimcovid.core.configuration import Preset
+from siimcovid.core.device import gpu_count, training_processes
 from siimcovid.core.files import make_folder, write_json, write_text
 from siimcovid.core.memory_errors import is_out_of_memory
 from siimcovid.core.overrides import from_dict, to_dict
 from siimcovid.data.competition import read_index, write_index
-from siimcovid.models.device import training_processes
 from siimcovid.training import train_stage
 
 #: Parts of what a process says whose neighbour has ended, in small letters: gloo's and NCCL's.
@@ -66,7 +66,7 @@ def fit(
     facts |= {"stage": stage, "preset": to_dict(preset), "pause": pause}
     write_json(job, facts | {"deadline": None if seconds == float("inf") else deadline})
     gc.collect()
-    if torch.cuda.is_available():
+    if gpu_count():
         torch.cuda.empty_cache()  # the processes need what this one no longer uses
     try:
         run_processes(stage, job, count)

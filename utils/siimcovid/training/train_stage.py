@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from siimcovid.core.configuration import BackboneConfig, Preset
+from siimcovid.core.device import choose_device, launched_as
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import NIH_FINDINGS, STUDY_LABELS
 from siimcovid.core.processes import processors
@@ -29,7 +30,6 @@ from siimcovid.evaluation.prediction_scores import opacity_score
 from siimcovid.inference.predictor import predict_table, study_probabilities
 from siimcovid.models import checkpoints, initial_weights
 from siimcovid.models.backbone import for_inference
-from siimcovid.models.device import launched_as
 from siimcovid.training.frozen_features import FeatureCache, FrozenFeatures
 from siimcovid.training.identity import Identity, is_finished, stage_identity
 from siimcovid.training.training_loop import print_warning, train
@@ -193,7 +193,7 @@ def findings(
     memory: ImageMemory | None = None,
 ) -> np.ndarray:
     """Logits of NIH's labels on images of the index: (images, 15) in the order of labels.NIH_FINDINGS."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device()
     model, samples = for_inference(model.to(device)), ImageDataset(images, folder, config.infer_size, memory=memory)
     rows = [
         model.predict(centre_crop(batch["images"].to(device), config.augment.crop)).float().cpu()

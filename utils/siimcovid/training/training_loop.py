@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from siimcovid.core.configuration import Training
+from siimcovid.core.device import gpu_count
 from siimcovid.core.errors import InputError
 from siimcovid.core.files import atomic_path
 from siimcovid.core.overrides import to_dict
@@ -148,7 +149,7 @@ class TrainingLoop:
         self.training: Training = config.training
         self.on_step, self.warn = on_step, warn
         self.accelerator = Accelerator(
-            cpu=not torch.cuda.is_available(),  # see processes.launched_as
+            cpu=not gpu_count(),  # see device.launched_as
             mixed_precision="no",  # autocast and its scaler are here, so that they can be switched off on the way
             log_with="tensorboard" if is_tensorboard_available() else None,
             project_dir=out / "tensorboard",

@@ -18,6 +18,7 @@ import torch
 
 from siimcovid.apps.ablation.ablation_data import AblationData
 from siimcovid.core.configuration import Preset, PseudoLabelConfig
+from siimcovid.core.device import choose_device
 from siimcovid.core.files import write_csv, write_json
 from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.overrides import override
@@ -30,7 +31,6 @@ from siimcovid.inference import pseudo_labels
 from siimcovid.inference.fit_ensemble import NOTHING
 from siimcovid.inference.predictor import predict_table
 from siimcovid.models import checkpoints, weights_manifest
-from siimcovid.models.device import default_device
 from siimcovid.models.study_classifier import probabilities
 from siimcovid.training import train_stage
 from siimcovid.training.frozen_features import FeatureCache
@@ -179,7 +179,7 @@ class VariantTrainer:
     def _heads(self, config: Any, model: Any, images: pd.DataFrame, hflip: bool) -> tuple[pd.DataFrame, float]:
         """The same of a study model with the frozen backbone that such variants share: features are pooled once."""
         key = (*images["image_id"], config.infer_size, hflip)
-        device = default_device()
+        device = choose_device()
         model = model.to(device)
         if key not in self.pooled:
             samples = ImageDataset(images, self.data.cache, config.infer_size, memory=ImageMemory(0))

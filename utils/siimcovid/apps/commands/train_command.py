@@ -32,12 +32,12 @@ def run(args: argparse.Namespace) -> int:
     import sys
     import time
 
+    from siimcovid.core.device import launched_as
     from siimcovid.core.files import make_folder
     from siimcovid.core.overrides import override, read_settings
     from siimcovid.core.presets import load_preset
     from siimcovid.data import dataset_readers
     from siimcovid.models import weights_manifest
-    from siimcovid.models.device import launched_as
     from siimcovid.reporting import figures
     from siimcovid.training import train_stage
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from siimcovid.core import stage_names
 from siimcovid.core.configuration import Preset
+from siimcovid.core.device import choose_device
 from siimcovid.core.errors import InputError
 from siimcovid.core.overrides import override
 from siimcovid.core.presets import PRESETS, SMALL
@@ -19,7 +20,6 @@ from siimcovid.inference import fit_ensemble
 from siimcovid.inference.weighted_boxes_fusion import ENSEMBLE
 from siimcovid.models import checkpoints, weights_manifest
 from siimcovid.models.backbone import for_inference
-from siimcovid.models.device import default_device
 
 #: Suffix of a detector's name for its predictions on horizontally mirrored images.
 HFLIP = "_hflip"
@@ -71,7 +71,7 @@ class LoadedModels:
 
 def for_serving(stages: dict[str, Stage], preset: Preset = SMALL, sources: tuple[str, ...] = ()) -> LoadedModels:
     """Move trained stages to the default device and prepare them for inference."""
-    device = default_device()
+    device = choose_device()
     ready = {name: replace(stage, model=for_inference(stage.model.to(device))) for name, stage in stages.items()}
     return LoadedModels(ready, preset, device, sources)
 

@@ -1,7 +1,7 @@
 """Pictures for the notebook, the report page and the README, drawn by matplotlib.
 
 In: tables and evaluations. Out: matplotlib Figures of their own, outside pyplot: yolov5 switches pyplot's backend when
-it is imported. A notebook shows one with `display(figure)`; the report page makes it SVG.
+it is imported. The notebook shows them by notebook_figures.py; the report page makes them SVG.
 """
 
 from siimcovid.reporting.figures.dataset_figures import (
@@ -13,7 +13,6 @@ from siimcovid.reporting.figures.dataset_figures import (
 )
 from siimcovid.reporting.figures.figure_style import COLOURS, MODEL_NAMES, TRUTH
 from siimcovid.reporting.figures.image_figures import draw_box, gallery
-from siimcovid.reporting.figures.notebook_figures import data_charts, evaluation_charts
 from siimcovid.reporting.figures.score_figures import calibration, confusion, f1_curves, precision_recall
 from siimcovid.reporting.figures.training_figures import learning_curves, read_metrics, stage_curve, step_times
 
@@ -26,9 +25,7 @@ __all__ = [
     "box_size_histogram",
     "calibration",
     "confusion",
-    "data_charts",
     "draw_box",
-    "evaluation_charts",
     "f1_curves",
     "gallery",
     "image_size_chart",

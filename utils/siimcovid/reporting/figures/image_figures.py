@@ -19,6 +19,7 @@ def gallery(
     truth: pd.DataFrame | None = None,
     models: Sequence[str] | None = None,
     threshold: float = 0.2,
+    across: bool = False,
 ) -> Figure:
     """Images side by side with the boxes of the ground truth and of each model (report, figure 16).
 
@@ -29,19 +30,23 @@ def gallery(
         truth: image_id and boxes (lists of xyxy fractions), or None for no column of the ground truth.
         models: a column of pictures each; by default the detectors that found something, and the ensemble.
         threshold: boxes of a lower score are not drawn.
+        across: the images beside each other, a line of pictures for each model, named by their study label.
     """
     present = set(detections["model"])
     models = models or [name for name in MODEL_NAMES if name in present or name == "ensemble"]
-    columns = [TRUTH, *models] if truth is not None else list(models)
-    figure = Figure(figsize=(2.6 * len(columns), 2.3 * len(images)), layout="constrained")
-    axes = figure.subplots(len(images), len(columns), squeeze=False)
+    columns = [TRUTH, *(m for m in models if m != TRUTH)] if truth is not None else list(models)
+    lines, wide = (len(columns), len(images)) if across else (len(images), len(columns))
+    figure = Figure(figsize=(2.6 * wide, 2.3 * lines), layout="constrained")
+    axes = figure.subplots(lines, wide, squeeze=False)
+    axes = axes.T if across else axes
     true_boxes = {} if truth is None else dict(zip(truth["image_id"], truth["boxes"], strict=True))
-    for line, image_id in zip(axes, images["image_id"], strict=True):
+    labels = images["study_label"].fillna("") if across else [""] * len(images)
+    for line, image_id, study_label in zip(axes, images["image_id"], labels, strict=True):
         pixels = image_cache.read(folder, image_id)
         for axis, name in zip(line, columns, strict=True):
             axis.imshow(pixels, cmap="gray", vmin=0, vmax=255)
             axis.set_axis_off()
-            axis.set_title(name, fontsize=9)
+            axis.set_title(study_label or name, fontsize=9)
             if name == TRUTH:
                 boxes = [(box, None) for box in true_boxes.get(image_id, [])]
             else:

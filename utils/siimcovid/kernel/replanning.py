@@ -1,0 +1,115 @@
+"""The plan of a run and how it changes: chosen by the measured seconds, chosen again after each step.
+
+In: the preset as asked for, what was measured, the seconds that are left. Out: the RunPlan, the preset as it runs, and
+the seconds that the steps to come will take. This module imports no torch.
+"""
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from siimcovid.core.configuration import Preset
+from siimcovid.core.overrides import to_dict
+from siimcovid.kernel.run_plan import RunPlan, apply_plan, dropped, fit_plan, plan_of_preset
+from siimcovid.kernel.step_forecast import ESSENTIAL, Profile, corrected, forecast, seconds_after, training_seconds
+
+
+@dataclass
+class Planner:
+    """What of a preset runs.
+
+    requested: the preset with the numbers that lie beside the weights, and with OVERRIDES.
+    trains: whether the models are trained first (MODE finetune).
+    profile: measured seconds; zeros until step_profile.measure has run.
+    plan, preset: what of it runs; all of it until `revise` is called.
+    locked: stages whose training has begun; their settings stay.
+    """
+
+    requested: Preset
+    trains: bool
+    profile: Profile = field(default_factory=Profile)
+    plan: RunPlan = None  # type: ignore[assignment]  # all of `requested`
+    preset: Preset = None  # type: ignore[assignment]
+    locked: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._take(self.plan or self.requested_plan())
+
+    def _take(self, plan: RunPlan) -> None:
+        self.plan, self.preset = plan, apply_plan(self.requested, plan)
+
+    def requested_plan(self) -> RunPlan:
+        """All that was asked for."""
+        return plan_of_preset(self.requested, self.requested.fusion.detectors, self.trains)
+
+    def request(self, preset: Preset) -> None:
+        """Ask for another preset, before anything of the plan runs."""
+        self.requested = preset
+        self._take(self.requested_plan())
+
+    def forecast(self) -> dict[str, float]:
+        """Seconds of each step of the plan."""
+        return forecast(self.profile, self.plan)
+
+    def seconds_after(self, step: str, essential: bool = False) -> float:
+        """Seconds that the plan needs for all that comes after a step, or for the essential steps of it only."""
+        return seconds_after(step, self.forecast(), ESSENTIAL if essential else None)
+
+    def revise(self, available: float, done: Collection[str]) -> None:
+        """Choose the most that fits into the `available` seconds; the steps that are done take no more of them."""
+        self._take(fit_plan(self.profile, self.requested_plan(), available, self.plan, self.locked, done))
+
+    def least(self, profile: Profile) -> dict[str, float]:
+        """Seconds of each step with a plan that drops all that may be dropped, for another profile."""
+        return forecast(profile, fit_plan(profile, self.requested_plan(), float("-inf"), self.plan, self.locked))
+
+    def dropped(self) -> list[str]:
+        """A sentence for each thing that the plan drops."""
+        return dropped(self.requested_plan(), self.plan)
+
+    def resume(self, earlier: RunPlan, locked: Collection[str]) -> None:
+        """Keep the settings that an earlier run in the folder had chosen for stages whose training had begun."""
+        self.locked = set(locked)
+        self._take(fit_plan(self.profile, self.requested_plan(), float("inf"), earlier, self.locked))
+
+    def lock(self, stage: str) -> None:
+        """Keep a stage's settings from here on, and the number of its models: its training begins."""
+        self.locked.add(stage)
+        self.plan = replace(self.plan, members_at_start={stage: self.plan.members, **self.plan.members_at_start})
+
+    def halve_batch(self, stage: str) -> None:
+        """Train a stage with half the batch. Raises MemoryError where it is a single image already."""
+        batch = getattr(self.preset, stage).training.batch // 2
+        if not batch:
+            raise MemoryError(f"memory does not suffice to train {stage} on single images")
+        self._take(replace(self.plan, batch={**self.plan.batch, stage: batch}))
+
+    def correct(self, stage: str, image: float, not_measured: Collection[str]) -> None:
+        """Take over the seconds of a test image that a whole pass of a stage took, see step_forecast.corrected."""
+        area = self.plan.scale.get(stage, 1.0) ** 2
+        self.profile = corrected(self.profile, stage, image / area, not_measured)
+
+    def correct_training(self, stage: str, seconds: float) -> None:
+        """Take over that training a model took so many seconds: further models of its stage are no cheaper.
+
+        Fewer seconds than foreseen change nothing: an earlier run may have done a part of them.
+        """
+        area = self.plan.scale.get(stage, 1.0) ** 2
+        measured = self.profile.stage(stage)
+        foreseen = training_seconds(measured, self.plan.epochs.get(stage, 0)) * area
+        if seconds > foreseen > 0:
+            slower = measured.scaled(seconds / foreseen)
+            slower = replace(slower, load=measured.load, image=measured.image)
+            self.profile = replace(self.profile, stages={**self.profile.stages, stage: slower})
+
+    def earlier_plan(self, record: Any, mode: str) -> RunPlan | None:
+        """The plan of an earlier run in the folder that was asked for the same; None where there was none.
+
+        record: its run.json. Raises InputError where its plan is damaged.
+        """
+        same = isinstance(record, dict) and (record.get("mode"), record.get("requested")) == (
+            mode,
+            json.loads(json.dumps(to_dict(self.requested))),
+        )
+        return RunPlan.from_json(record["plan"]) if same and record.get("plan") else None

@@ -1,0 +1,172 @@
+"""What of a preset runs, and what is dropped in which order when the hours do not suffice.
+
+In: the preset, a Profile and the seconds that are left. Out: `RunPlan`, the preset as it runs, and a sentence for each
+thing that was dropped. This module imports no torch.
+
+What does not fit is dropped in this order: pseudo-labels, the mirrored images (test-time augmentation), the further
+members of a fold ensemble, training epochs down to a quarter, resolution to three quarters and to half of the side, and
+then the detectors but the first, the last one first.
+"""
+
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from siimcovid.core.configuration import Preset
+from siimcovid.core.errors import InputError
+from siimcovid.core.overrides import override
+from siimcovid.core.stage_names import member
+from siimcovid.kernel.lower_resolution import training_changes
+from siimcovid.kernel.step_forecast import Profile, forecast
+
+#: Training epochs are cut in twentieths down to a quarter of what was asked; below that, resolution goes first.
+EPOCH_SHARES = tuple(k / 20 for k in range(20, 4, -1))
+
+#: What resolution is cut to, as a share of the side.
+SCALES = (0.75, 0.5)
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What runs. Goes into run.json and comes back from it, so that a restart trains with the same settings."""
+
+    hflip_tta: bool  # detectors predict mirrored images too
+    detectors: tuple[str, ...]
+    epochs: Mapping[str, int] = field(default_factory=dict)  # of each stage that is trained
+    scale: Mapping[str, float] = field(default_factory=dict)  # share of the side asked for; 1 where absent
+    batch: Mapping[str, int] = field(default_factory=dict)  # training batch where memory was too small for the preset's
+    members: int = 1  # models of each stage
+    pseudo: int = 0  # epochs on pseudo-labels
+    members_at_start: Mapping[str, int] = field(
+        default_factory=dict
+    )  # models of a stage when its training began: see stage_models.member_images
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages that run."""
+        return (*self.detectors, "study")
+
+    def models(self, stages: Iterable[str]) -> list[str]:
+        """The members of stages: the first of each, then the second of each, and so on."""
+        return [
+            member(s, n) for n in range(self.members) for s in stages if n < self.members_at_start.get(s, self.members)
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self) | {"detectors": list(self.detectors)}
+
+    @classmethod
+    def from_json(cls, values: Any) -> "RunPlan":
+        """The inverse of `to_json`; raises InputError for anything else."""
+        try:
+            parts = {key: {k: kind(v) for k, v in values[key].items()} for key, kind in PER_STAGE.items()}
+            counts = {key: int(values[key]) for key in ("members", "pseudo")}
+            return cls(bool(values["hflip_tta"]), tuple(map(str, values["detectors"])), **counts, **parts)
+        except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
+            raise InputError(f"the plan in run.json is damaged ({error!r}): remove the file") from None
+
+
+#: The fields of a RunPlan that hold a value per stage, and its type.
+PER_STAGE = {"epochs": int, "scale": float, "batch": int, "members_at_start": int}
+
+
+def plan_of_preset(preset: Preset, detectors: tuple[str, ...], trained: bool) -> RunPlan:
+    """All that the preset asks for; `trained` where the models are trained first."""
+    names = (*detectors, "study") if trained else ()
+    epochs = {name: getattr(preset, name).training.epochs for name in names}
+    pseudo = preset.pseudo.epochs if trained else 0
+    return RunPlan(preset.fusion.hflip_tta, detectors, epochs, members=preset.members, pseudo=pseudo)
+
+
+def fit_plan(
+    profile: Profile,
+    requested: RunPlan,
+    available: float,
+    now: RunPlan | None = None,
+    locked: Collection[str] = (),
+    done: Collection[str] = (),
+) -> RunPlan:
+    """The most of `requested` whose steps take no more than `available` seconds together, by the order of dropping.
+
+    locked: stages whose training has begun; their settings stay as they are in `now`. done: steps that take no more
+    time. Where nothing fits, the least is returned: the end of the hours cuts the steps short then.
+    """
+    fixed = {s: {key: getattr(now, key)[s] for key in PER_STAGE if s in getattr(now, key)} for s in locked}
+
+    def with_fixed(plan: RunPlan) -> RunPlan:
+        parts = {key: dict(getattr(plan, key)) for key in PER_STAGE}
+        for stage, values in fixed.items():
+            for key in PER_STAGE:
+                parts[key].pop(stage, None)
+            for key, value in values.items():
+                parts[key][stage] = value
+        return replace(plan, **parts)
+
+    for candidate in _candidates(requested):
+        chosen = with_fixed(candidate)
+        if sum(seconds for step, seconds in forecast(profile, chosen).items() if step not in done) <= available:
+            break
+    return chosen
+
+
+def _candidates(requested: RunPlan) -> Iterator[RunPlan]:
+    """From all to the least, in the order of dropping."""
+    yield requested
+    yield replace(requested, pseudo=0)
+    yield (plain := replace(requested, pseudo=0, hflip_tta=False))
+    for members in range(requested.members - 1, 0, -1):
+        yield (plain := replace(plain, members=members))
+    for scale in (1.0, *SCALES):
+        scaled = replace(plain, scale=dict.fromkeys(requested.stages, scale) if scale < 1 else {})
+        yield from (_shortened(scaled, share) for share in EPOCH_SHARES)
+    for count in range(len(requested.detectors) - 1, 0, -1):
+        fewer = replace(scaled, detectors=requested.detectors[:count])
+        yield from (_shortened(fewer, share) for share in EPOCH_SHARES)
+    yield _shortened(replace(scaled, detectors=requested.detectors[:1]), 0.0)
+
+
+def _shortened(plan: RunPlan, share: float) -> RunPlan:
+    """With that share of the epochs, at least one each, and of the stages that run only."""
+    epochs = {s: max(1, math.ceil(n * share - 1e-9)) for s, n in plan.epochs.items() if s in plan.stages}
+    return replace(plan, epochs=epochs)
+
+
+def apply_plan(preset: Preset, plan: RunPlan) -> Preset:
+    """The preset as it will run."""
+    changes: dict[str, Any] = {"fusion.hflip_tta": plan.hflip_tta, "members": plan.members}
+    changes["pseudo.epochs"] = plan.pseudo
+    for stage, epochs in plan.epochs.items():
+        changes[f"{stage}.training.epochs"] = epochs
+    for stage, batch in plan.batch.items():
+        training = getattr(preset, stage).training
+        changes[f"{stage}.training.batch"] = batch
+        changes[f"{stage}.training.nominal_batch"] = training.nominal_batch or training.batch
+    for stage, scale in plan.scale.items():
+        changes |= {f"{stage}.{key}": value for key, value in training_changes(getattr(preset, stage), scale).items()}
+    return override(preset, changes)
+
+
+def dropped(requested: RunPlan, chosen: RunPlan) -> list[str]:
+    """A sentence for each thing that was dropped."""
+    lines = []
+    if requested.pseudo and not chosen.pseudo:
+        lines.append("pseudo-labels: the detectors do not train on test images")
+    if requested.hflip_tta and not chosen.hflip_tta:
+        lines.append("test-time augmentation: mirrored images are left out")
+    models = {len(chosen.models([s])) for s in chosen.stages}
+    if min(models) < requested.members:
+        lines.append(
+            f"fold ensemble: {' or '.join(map(str, sorted(models)))} of {requested.members} models of each stage"
+        )
+    cut = [f"{s} {n} of {requested.epochs[s]}" for s, n in chosen.epochs.items() if n < requested.epochs.get(s, n)]
+    if cut:
+        lines.append(f"training epochs: {', '.join(cut)}")
+    scales = {chosen.scale[s] for s in chosen.stages if chosen.scale.get(s, 1.0) < 1}
+    if scales:
+        lines.append(f"resolution: {min(scales):.0%} of the side in pixels")
+    left_out = [s for s in requested.detectors if s not in chosen.detectors]
+    if left_out:
+        lines.append(f"detectors: {', '.join(left_out)} left out")
+    return lines
