@@ -103,11 +103,12 @@ def test_interlaced(pixels, decode):
     assert np.abs(decode(interlaced(pixels)).astype(int) - GREY).max() <= 1
 
 
-def exif(orientation: int, kind: str = "H", count: int = 1, more: bytes = b"") -> bytes:
-    """EXIF with an orientation of TIFF type BYTE, SHORT or LONG; `more` are further entries of twelve bytes."""
+def exif(orientation: int, kind: str = "H", count: int = 1, more: bytes = b"", tail: bytes = b"") -> bytes:
+    """EXIF with an orientation of TIFF type BYTE, SHORT or LONG; `more` are further entries of twelve bytes, and
+    `tail` what they point to, at 38 after one."""
     value = struct.pack(f">{kind}", orientation).ljust(4, b"\0")
     entry = struct.pack(">HHI", 0x0112, {"B": 1, "H": 3, "I": 4}[kind], count) + value
-    return b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 1 + len(more) // 12) + entry + more + bytes(4)
+    return b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 1 + len(more) // 12) + entry + more + bytes(4) + tail
 
 
 #: What an orientation says of a stored picture: how it becomes upright.
@@ -127,7 +128,13 @@ DRESSES = {
     "byte": {"kind": "B"},
     "long": {"kind": "I"},
     "two values": {"count": 2},
-    "bad rationals": {"more": SPREAD},
+    "rationals that lie nowhere": {"more": SPREAD},
+    "rational by zero": {"more": struct.pack(">HHII", 0x011A, 5, 1, 38), "tail": struct.pack(">II", 72, 0)},
+    "negative rational": {"more": struct.pack(">HHII", 0x011A, 10, 1, 38), "tail": struct.pack(">ii", -72, 1)},
+    "rational that is no number": {
+        "more": struct.pack(">HHII", 0x011A, 12, 1, 38),
+        "tail": struct.pack(">d", float("nan")),
+    },
 }
 
 
