@@ -55,7 +55,7 @@ def processors() -> int:
 def launched_as() -> "PartialState":
     """Which process of how many this is, in a launch by torchrun or `accelerate launch`; else the only one.
 
-    accelerate counts processes on CPUs only where it is told to use the CPU, and settles that at the first question.
+    accelerate counts processes on CPUs only where the first PartialState of a process was made with cpu=True.
     """
     import torch
     from accelerate import PartialState
@@ -148,7 +148,7 @@ def _stop(pools: list[ProcessPool]) -> None:
 def _call(function: Callable[[Any], Any], job: Any) -> tuple[bool, Any, float]:
     """Do one job, in a worker process: (True, result, seconds), or (False, traceback, seconds).
 
-    Not every exception can be pickled; and pebble looks at the time only every tenth of a second.
+    Not every exception can be pickled; and pebble checks the time only every tenth of a second.
     """
     start = time.monotonic()
     try:

@@ -1,7 +1,7 @@
-"""What a DICOM header says of its pixels (size, bits, colour), checked against the data before anything is decoded.
+"""A DICOM header's description of its pixels (size, bits, colour), checked against the data before anything is decoded.
 
 In: a data set with its pixel data. Out: the same data set with whole numbers and known words in the elements that the
-decoders use. The decoders are C and C++ and believe what they are told.
+decoders use. The decoders are C and C++ and do not check what they are given.
 """
 
 from pydicom.dataset import Dataset
