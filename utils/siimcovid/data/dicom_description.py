@@ -36,7 +36,7 @@ def check_description(dataset: Dataset, frame: bytes | None, notices: list[str])
     _check_size(dataset, inner, notices)
     frames = read_integer(dataset, "NumberOfFrames", notices)
     if (frames is None or frames < 1) and "NumberOfFrames" in dataset:
-        notices.append("NumberOfFrames is damaged and taken as 1")
+        notices.append("NumberOfFrames is taken as 1")
         frames = 1
     if frames is not None:
         dataset.NumberOfFrames = frames
