@@ -247,7 +247,7 @@ def test_values_in_the_high_bits(tmp_path, encoding):
     ("tags", "words"),
     [
         ({"NumberOfFrames": "2"}, []),
-        ({"NumberOfFrames": "0"}, ["NumberOfFrames is damaged"]),
+        ({"NumberOfFrames": "0"}, ["NumberOfFrames is taken as 1"]),
         ({"BitsStored": 17}, ["BitsStored is 17 and taken as 16"]),
         ({"BitsStored": 0}, ["BitsStored is 0 and taken as 16"]),
         ({"BitsStored": None}, ["BitsStored is None"]),

@@ -134,7 +134,7 @@ def _stop(pools: list[ProcessPool]) -> None:
 def _call(function: Callable[[Any], Any], job: Any) -> tuple[bool, Any, float]:
     """Do one job, in a worker process: (True, result, seconds), or (False, traceback, seconds).
 
-    Not every exception can be pickled; and pebble looks at the time only every tenth of a second.
+    Not every exception can be pickled; and pebble checks the time only every tenth of a second.
     """
     start = time.monotonic()
     try:

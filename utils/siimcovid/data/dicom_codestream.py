@@ -1,4 +1,4 @@
-"""Compressed frames of DICOM pixel data: where the first one is, and what it says about itself.
+"""Compressed frames of DICOM pixel data: where the first one is, and the size and kind that it states itself.
 
 In: a data set with its pixel data. Out: the codestream (JPEG, JPEG Lossless, JPEG-LS or JPEG 2000) of the first frame,
 also where it is not wrapped as the standard wants it: bare, without a sequence delimiter, or under another transfer
@@ -40,7 +40,10 @@ END = b"\xff\xd9"
 
 @dataclass(frozen=True)
 class Codestream:
-    """What a compressed image says about itself. marker: the second byte of the one that gives the size."""
+    """Size in pixels, bits per value and components of a compressed image, from its frame header.
+
+    marker: second byte of the frame header's marker, which identifies the kind of compression.
+    """
 
     rows: int
     columns: int
@@ -92,12 +95,12 @@ def unpack_frame(dataset: Dataset, notices: list[str]) -> bytes | None:
         return None
     syntax = dataset.file_meta.TransferSyntaxUID
     bare = data.startswith(BEGINNINGS)
-    if syntax not in (*COMPRESSED, RLELossless) and not _is_in_disguise(dataset, data, bare):
+    if syntax not in (*COMPRESSED, RLELossless) and not _is_compressed_anyway(dataset, data, bare):
         return None
     frame = None if bare else _wrapped_frame(dataset, data)
     if frame is None:
         frame = data if bare else _join_fragments(data, syntax)
-        notices.append("its compressed image is not wrapped as it should be, but can be told")
+        notices.append("its compressed image is not wrapped as the standard demands, but was found")
         dataset.PixelData = encapsulate([frame])
         dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
         dataset.NumberOfFrames = 1
@@ -115,15 +118,15 @@ def unpack_frame(dataset: Dataset, notices: list[str]) -> bytes | None:
     return frame
 
 
-def _is_in_disguise(dataset: Dataset, data: bytes, bare: bool) -> bool:
-    """Whether the data are a compressed image though the transfer syntax says uncompressed, or is unknown."""
+def _is_compressed_anyway(dataset: Dataset, data: bytes, bare: bool) -> bool:
+    """Whether the data are a compressed image though the transfer syntax means uncompressed, or is unknown."""
     syntax = dataset.file_meta.TransferSyntaxUID
     if not bare and not data.startswith(ITEM):
         return False
     if not syntax.is_encapsulated if syntax in UID_dictionary else True:
         inner = codestream_size(data if bare else _join_fragments(data, syntax))
         return inner is not None and (inner.rows, inner.columns) == (dataset.get("Rows"), dataset.get("Columns"))
-    return False  # known, and none of those that are read here: a film in the other sense
+    return False  # a known syntax that is not read here, such as video
 
 
 def _wrapped_frame(dataset: Dataset, data: bytes) -> bytes | None:

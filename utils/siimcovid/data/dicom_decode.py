@@ -1,14 +1,14 @@
 """The stored values of one DICOM image, decoded the fastest way that gives pydicom's own values.
 
 In: a pydicom data set with its pixel data. Out: `Stored`, an array of the values as they are stored and how many of
-their high bits mean nothing. No look-up table is applied here; `siimcovid.data.dicom_image` does that.
+their bits are unused. No look-up table is applied here; `siimcovid.data.dicom_image` does that.
 
 Three ways, tried in this order:
 - uncompressed and ordinary: a view of the bytes that were read, nothing is copied;
 - JPEG Lossless (440 of the competition's 6,334 train images): dicomsdl, three to five times faster than the others;
 - everything else: whatever decoder pydicom has (pylibjpeg, gdcm, Pillow, its own RLE).
 
-The decoders are C and C++ and believe what they are told, so sizes are checked before any of them is called.
+The decoders are C and C++ and do not check what they are given, so sizes are checked before any of them is called.
 """
 
 import re
@@ -62,7 +62,7 @@ class Stored:
 def decode(dataset: Dataset) -> Stored:
     """Decode the first frame of `dataset`, which must have a transfer syntax in its file_meta.
 
-    What the header says of the pixels is checked first and corrected in `dataset` where the data tell what is right.
+    The header's description of the pixels is checked first and corrected in `dataset` where the data imply another one.
     Raises Refused where the header contradicts itself or the data, and
     whatever pydicom and its decoders raise.
     """

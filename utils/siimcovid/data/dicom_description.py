@@ -1,7 +1,7 @@
-"""What a DICOM header says of its pixels (size, bits, colour), checked against the data before anything is decoded.
+"""A DICOM header's description of its pixels (size, bits, colour), checked against the data before anything is decoded.
 
 In: a data set with its pixel data. Out: the same data set with whole numbers and known words in the elements that the
-decoders use. The decoders are C and C++ and believe what they are told.
+decoders use. The decoders are C and C++ and do not check what they are given.
 """
 
 from pydicom.dataset import Dataset
@@ -36,7 +36,7 @@ def check_description(dataset: Dataset, frame: bytes | None, notices: list[str])
     _check_size(dataset, inner, notices)
     frames = read_integer(dataset, "NumberOfFrames", notices)
     if (frames is None or frames < 1) and "NumberOfFrames" in dataset:
-        notices.append("NumberOfFrames is damaged and taken as 1")
+        notices.append("NumberOfFrames is taken as 1")
         frames = 1
     if frames is not None:
         dataset.NumberOfFrames = frames

@@ -4,7 +4,7 @@ In: the path of a file. Out: a pydicom data set with the elements of NEEDED that
 
 Only these elements are read: whatever stands in all others cannot matter. Where damage makes the ordinary reader lose
 its way (a wrong length, a sequence without end, a frame without delimiter), the missing elements are searched for by
-the bytes that they begin with, and a notice says so.
+the bytes that they begin with, and that is noticed.
 """
 
 import struct
@@ -96,7 +96,9 @@ def _search(content: bytes, found: Dataset | None, notices: list[str], names: tu
         implicit = dataset.file_meta.get("TransferSyntaxUID") == ImplicitVRLittleEndian
         dataset.set_original_encoding(implicit, True)
     if added:
-        notices.append("its header is damaged: what it says of the pixels was searched for, other elements are ignored")
+        notices.append(
+            "its header is damaged: the description of the pixels was searched for, other elements are ignored"
+        )
     return dataset
 
 

@@ -82,7 +82,7 @@ def stretch(values: np.ndarray, inverted: bool = False) -> np.ndarray:
 
 
 def _significant(values: np.ndarray, stored: Stored, notices: list[str]) -> np.ndarray:
-    """Drop the bits that mean nothing: above the stored ones or, where HighBit says so, below them.
+    """Drop the unused bits: above the stored ones or, where HighBit is higher than usual, below them.
 
     HighBit is BitsStored - 1 by the standard. Where it is higher, old software left the values in the high bits; other
     software only wrote a wrong HighBit. If all values fit into the low bits and use the lowest, it is the latter.
@@ -94,7 +94,7 @@ def _significant(values: np.ndarray, stored: Stored, notices: list[str]) -> np.n
     if np.array_equal(aligned_low, values) and (values & (2**low - 1)).any():
         notices.append("HighBit does not fit the values, which lie in the low bits, and is ignored")
         return aligned_low
-    notices.append(f"its values lie {low} bits higher than usual, as HighBit says")
+    notices.append(f"its values lie {low} bits higher than usual, as its HighBit means")
     above = unused - low
     return np.right_shift(np.left_shift(values, above), unused)
 

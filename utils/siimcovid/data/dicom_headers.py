@@ -1,4 +1,4 @@
-"""Which DICOM files a folder holds, and what their headers say of patient and size; or tables that say the same.
+"""The DICOM files of a folder with the patient and size in their headers, or tables that hold the same values.
 
 In: a folder `<study>/<series>/<image>.dcm`, or CSV files. Out: a DataFrame, a row per image (IMAGE_COLUMNS).
 Ids come from the names of files and folders, never from the UIDs inside, which the competition made invalid.
@@ -22,8 +22,8 @@ from siimcovid.data.dicom_codestream import Codestream, codestream_size, unpack_
 from siimcovid.data.dicom_file import read_elements
 from siimcovid.data.dicom_numbers import one_line, read_integer
 
-#: Threads that wait for files. Headers are latency (a mounted folder answers in milliseconds), not computation:
-#: 6,334 take about 5 s of one core, and 7 s where each file answers after 10 ms.
+#: Threads that read headers, most of the time waiting for the disk (a mounted folder takes milliseconds a file):
+#: 6,334 headers take about 5 s of one core, and 7 s where each file answers after 10 ms.
 WORKERS = 16
 
 IMAGE_COLUMNS = ("image_id", "study_id", "series_id", "patient_id", "rows", "columns", "path")
@@ -37,7 +37,7 @@ ENDINGS = (".dcm", ".dicom")
 
 
 class Header(NamedTuple):
-    """What is needed of one DICOM header; `fault` says why rows and columns are 0, and is empty else."""
+    """Patient and size of one image in pixels; `fault` is the reason why rows and columns are 0, and else empty."""
 
     patient_id: str
     rows: int
@@ -118,7 +118,7 @@ def _images_of_study(study: Path, read: bool) -> tuple[list[tuple], list[str], l
 
 
 def _inside(folder: Path) -> list[Path]:
-    """What a folder holds, sorted; hidden files are other systems' droppings ("._image.dcm"). A file holds nothing."""
+    """What a folder holds, sorted; without hidden files such as macOS's "._image.dcm". [] for a path that is a file."""
     try:
         with os.scandir(folder) as entries:
             return sorted(folder / entry.name for entry in entries if not entry.name.startswith("."))
@@ -146,8 +146,8 @@ def read_header_tables(paths: Iterable[Path | str]) -> pd.DataFrame:
     """Join CSV files about images into one table that stands in for DICOM headers.
 
     Each has a column image_id (or imageid) and any of study_id, series_id, patient_id, rows and columns, which
-    TITLES' other names may stand for. Returns IMAGE_COLUMNS without path, a row per image; what no file says is a
-    missing value, and where two say different things the first is believed. Raises InputError naming a file.
+    TITLES' other names may stand for. Returns IMAGE_COLUMNS without path, a row per image; a value that no file gives
+    is missing, and where two files differ the first one counts. Raises InputError naming the file that is wrong.
     """
     columns = [column for column in IMAGE_COLUMNS if column != "path"]
     joined = None

@@ -23,7 +23,7 @@ from siimcovid.data.dicom_numbers import one_line
 
 
 class DicomError(InputError):
-    """An image that cannot be read; `reason` says why in words that fit after the file's name."""
+    """An image that cannot be read; `reason` is a phrase that fits after the file's name."""
 
     def __init__(self, path: Path | str, reason: str):
         super().__init__(f"{path}: {reason}")

@@ -24,8 +24,8 @@ def load_nih(folder: Path | str) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Read NIH's folder: the table above, sorted by image_id, and a sentence for each thing that did not fit.
 
     Images are found by their names without the ending, so that a copy converted to JPEG serves too; those of the CSV
-    that are not there are reported and left out. Raises InputError where the CSV or every image is missing, or a label
-    is none of NIH_FINDINGS.
+    that are not there are reported and left out. Raises InputError where the CSV or every image is missing, or where a
+    label is none of NIH_FINDINGS.
     """
     folder = Path(folder).expanduser().absolute()
     entries = next((path for name in ENTRIES if (path := find_table(folder, name))), None)
@@ -60,7 +60,7 @@ def _images(folder: Path) -> dict[str, str]:
     """Name without ending -> path, of every picture in NIH's image folders."""
     numbered = sorted(folder.glob("images_*"))
     paths = {}
-    for inside in (folder / "images", *(shelf / "images" for shelf in numbered), *numbered):
+    for inside in (folder / "images", *(part / "images" for part in numbered), *numbered):
         if inside.is_dir():
             with os.scandir(inside) as found:
                 names = sorted(entry.name for entry in found if not entry.name.startswith("."))

@@ -45,8 +45,8 @@ def read_picture(path: Path | str) -> tuple[np.ndarray, list[str]]:
     if image is None:
         raise DicomError(path, "is no whole PNG or JPEG")
     if b"Exif" in content or b"eXIf" in content:
-        lying = _decode(data, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
-        if not np.array_equal(lying, image):
+        unturned = _decode(data, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
+        if not np.array_equal(unturned, image):
             notices.append("is turned as its EXIF orientation says")
     if end == b"IEND" and content[COLOUR_TYPE] in WITH_ALPHA:
         alpha = _decode(data, cv2.IMREAD_UNCHANGED)[..., 3]

@@ -3,8 +3,8 @@
 In: Kaggle's folder: stage_2_train_labels.csv (patientId, x, y, width, height, Target; a row per box, in pixels),
 stage_2_detailed_class_info.csv (patientId, class) and stage_2_train_images/<patientId>.dcm. Out: the index as
 competition.py describes it, so that the same cache and training serve: every image was annotated, its study label is
-unknown (the challenge graded nothing), and it is a study and a patient of its own, since the ids tell images apart, not
-people.
+unknown (the challenge has no study labels), and it is a study and a patient of its own, since the ids identify images,
+not people.
 """
 
 from pathlib import Path
