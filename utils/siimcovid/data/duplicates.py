@@ -11,8 +11,8 @@ A competitor's list of duplicates, train_duplicates.csv (plain, .gz or .zip; see
 lies in the competition folder.
 
 Images are compared by details finer than a lung, since blurred chest images resemble each other: of thumbnails as they
-are, the two most similar images of NIH's that are not the same correlate by .97, and a copy with another greyscale curve
-by .99. After a high pass, whose strongest edges (a collimator's, a frame's) are clipped to the common ones, it is
+are, the two most similar images of NIH's that are not the same correlate by .97, and a copy with another greyscale
+curve by .99. After a high pass, whose strongest edges (a collimator's, a frame's) are clipped to the common ones, it is
 
     different images   at most .71 among 782 of NIH's, several of a patient included; .84 among the 375 synthetic ones
     copies, the worst of 969   JPEG at quality 75 .994; shrunk to .7 of the side .980; that, JPEG and inverted .979; the
