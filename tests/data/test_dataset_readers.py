@@ -19,10 +19,10 @@ def folders(tmp_path_factory) -> dict:
     return {name: base / name for name in ("competition", "rsna", "nih")}
 
 
-@pytest.mark.parametrize("stage", dataset_readers.LESSONS)
+@pytest.mark.parametrize("stage", dataset_readers.TRAINING_SETS)
 @pytest.mark.parametrize("kind", ["competition", "rsna", "nih"])
 def test_a_stage_takes_its_own_kinds(folders, stage, kind):
-    if kind in dataset_readers.LESSONS[stage]:
+    if kind in dataset_readers.TRAINING_SETS[stage]:
         assert dataset_readers.kind_of(folders[kind], stage) == kind
     else:
         with pytest.raises(InputError, match=f"stage {stage} is trained on"):

@@ -252,7 +252,7 @@ class RetinanetConfig:
     tower_groups: CountOrNone = 0  # of a group norm behind each of them; 0 for no norm
     box_loss: Literal["smooth_l1", "GIoU"] = "smooth_l1"
     score_threshold: Probability = 0.001  # the metric never punishes a low box
-    candidates: Count = 1000  # highest boxes of each study label that the suppression looks at
+    candidates: Count = 1000  # highest boxes of each pyramid level that are kept for the suppression
     nms_iou: Probability = 0.5
     max_boxes: Count = 100
 

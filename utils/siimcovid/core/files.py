@@ -49,8 +49,8 @@ def make_folder(folder: Path | str) -> Path:
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yield a temporary sibling of `path` to write to; on success it replaces `path`, on error it is removed.
 
-    The sibling lies in the same folder (so the rename is atomic) and keeps the suffix, which writers look at.
-    The folder is made where it is missing. Raises OutputError where the place cannot be written to.
+    The sibling lies in the same folder (so the rename is atomic) and keeps the suffix, by which writers choose
+    a format. The folder is made where it is missing. Raises OutputError where the place cannot be written to.
     """
     path = Path(path)
     check_writable(path)

@@ -46,8 +46,8 @@ def override(config: Any, changes: Mapping[str, Any]) -> Any:
 def check(config: Any, prefix: str = "") -> None:
     """Check the type and range of each value of a dataclass tree, then what `check_values` of its branches demands.
 
-    Ranges are the annotations `Annotated[type, range]`, where a range says by `in` what lies in it and by `str` what it
-    is. Raises InputError naming the first value that is wrong; `prefix` stands before the names.
+    Ranges are the annotations `Annotated[type, range]`; a range is any object with `in` for membership and `str` for
+    the message. Raises InputError naming the first value that is wrong; `prefix` stands before the names.
     """
     for name, kind in _kinds(type(config)).items():
         value = getattr(config, name)

@@ -17,7 +17,7 @@ KAGGLE_WORKING = Path("/kaggle/working")
 KAGGLE_TEMP = Path("/kaggle/temp")
 COMPETITION_SLUG = "siim-covid19-detection"
 SEARCH_DEPTH = 4  # datasets/<owner>/<slug>, and one folder more where an archive was unpacked into a folder of its own
-SEARCH_WIDTH = 200  # a folder with more folders in it is data, not a shelf of inputs
+SEARCH_WIDTH = 200  # a folder with more folders in it is data, and is not searched for inputs
 DATA_FOLDERS = {"train", "test", "images"}
 
 
@@ -105,11 +105,11 @@ def _search(root: Path, marked: Callable[[Path], bool]) -> list[Path]:
     for depth in range(SEARCH_DEPTH + 1):
         found += [folder for folder in level if marked(folder)]
         if depth < SEARCH_DEPTH:
-            level = [inner for folder in level if not marked(folder) for inner in _shelves(folder)]
+            level = [inner for folder in level if not marked(folder) for inner in _subfolders(folder)]
     return sorted({folder.resolve(): folder for folder in sorted(found, reverse=True)}.values())  # a link counts once
 
 
-def _shelves(folder: Path) -> list[Path]:
+def _subfolders(folder: Path) -> list[Path]:
     """The folders inside `folder` in which inputs may lie: none where there are too many, and no image folders."""
     try:
         with os.scandir(folder) as entries:

@@ -12,8 +12,8 @@ def to_coco(images: pd.DataFrame, folder: Path | str) -> dict:
     """The index as a COCO dataset with the one category "opacity"; `folder` is what file names are relative to.
 
     bbox is [x, y, width, height] and area width * height, in pixels of the original image, to the 5 decimals of the
-    competition's CSV. Ids count from 1 in the order of `images`. Images of unknown size are left out. Each image says
-    in `annotated`, which COCO's own tools ignore, whether its lack of boxes means anything (see competition.py).
+    competition's CSV. Ids count from 1 in the order of `images`. Images of unknown size are left out. Each image has
+    `annotated`, which COCO's own tools ignore: whether its lack of boxes means anything (see competition.py).
     """
     folder = Path(folder).absolute()
     entries, annotations = [], []

@@ -1,7 +1,7 @@
 """The index: a competition folder's CSV files and DICOM headers joined into one row per image.
 
 In: `train/` and `test/` (`<study>/<series>/<image>.dcm`), train_image_level.csv, train_study_level.csv and
-sample_submission.csv, each plain or gzipped. Out: a Competition, whose `images` every later stage starts from:
+sample_submission.csv, each plain, .gz or .zip. Out: a Competition, whose `images` every later stage starts from:
 
     image_id, study_id, series_id   str, from the names of file and folders; "" where unknown
     patient_id                      str; where unknown, another image's of the study, else the study (or image) itself
@@ -10,13 +10,14 @@ sample_submission.csv, each plain or gzipped. Out: a Competition, whose `images`
     path                            str, absolute; "" where there is no file
     rows, columns                   int, pixels; 0 where unknown
     boxes                           list of [x1, y1, x2, y2], fractions of the image in [0, 1]
-    study label                           one of STUDY_LABELS; None where unknown
-    annotated                       bool: whether `boxes` is the answer, also when it is empty
+    study_label                     one of STUDY_LABELS; None where unknown
+    annotated                       bool: whether `boxes` is the ground truth, also when it is empty
 
-`annotated`: of a study's several images only one was annotated. A sibling of an image with boxes is a repeat that
-nobody looked at, so its lack of boxes says nothing. Where no image of a study has boxes, nobody saw an opacity to
-mark, and that is taken as the answer for all of them: so it is in every negative study, and in those atypical ones
-whose findings are no opacities (81 studies of a single image say so themselves).
+`annotated`: of a study's several images only one was annotated. A sibling of an image with boxes is a repeat without
+annotation, so its lack of boxes means nothing. Where no image of a study has boxes, there was no opacity to mark, and
+all of its images count as annotated: so it is in every negative study, and in those atypical ones whose findings are
+no opacities (81 studies of a single image show that there are such). An image all of whose boxes were left out as
+faulty is not annotated either.
 """
 
 import ast
@@ -172,8 +173,8 @@ def _is_name(image_id: str) -> bool:
 
 
 def _images(folder: Path, headers, workers, progress, problems: Problems) -> tuple[pd.DataFrame, pd.Index]:
-    """What headers or `headers` say (IMAGE_COLUMNS by image_id, gaps as missing values), and the ids that have
-    files."""
+    """The table of IMAGE_COLUMNS by image_id, from DICOM headers or from `headers`, gaps as missing values; and the ids
+    that have files."""
     table = pd.DataFrame(columns=list(IMAGE_COLUMNS))
     if folder.is_dir():
         found = scan_images(folder, read=headers is None, workers=workers, progress=progress)
@@ -192,7 +193,7 @@ def _images(folder: Path, headers, workers, progress, problems: Problems) -> tup
 
 
 def _complete(records: pd.DataFrame, studies: pd.Series, problems: Problems | None) -> pd.DataFrame:
-    """Images with `studies` (by image_id) as their study_id and every gap filled as the module's docstring says."""
+    """Images with `studies` (by image_id) as their study_id and every gap filled as described above."""
     records = records.assign(study_id=studies).rename_axis("image_id").reset_index()
     for column in ("study_id", "series_id", "patient_id", "path"):
         records[column] = records[column].where(records[column].notna(), "").astype(str)
@@ -255,7 +256,7 @@ def _number(value: object) -> float:
 #: Sides in pixels below which a box is none: a slip of the mouse, which augmentation and losses divide by.
 SMALLEST_BOX = 1.0
 
-#: What can be wrong with boxes, as the index's list of problems says it.
+#: What can be wrong with boxes, in the words of the index's list of problems.
 NOT_FINITE, INVERTED, TINY, OUTSIDE, CLIPPED = BOX_FAULTS = (
     "images with boxes that hold a number that is not finite, left out",
     "images with boxes of negative width or height, left out",

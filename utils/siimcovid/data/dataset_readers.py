@@ -1,4 +1,4 @@
-"""The three data sets that stages are trained on, told apart by their files and read into one table.
+"""The three data sets that stages are trained on, recognised by their files and read into one table.
 
 In: a folder, the competition's, the RSNA Pneumonia Challenge's or NIH ChestX-ray14's, as their publishers lay them out.
 Out: the train part of the index (competition.py); NIH's has a column of 0 and 1 for each of labels.NIH_FINDINGS beside
@@ -19,9 +19,9 @@ from siimcovid.data import competition, nih_chestxray14, rsna_pneumonia
 
 Kind = Literal["competition", "rsna", "nih"]
 
-#: What each stage can learn from; detectors learn from all that has boxes.
-LESSONS: dict[str, tuple[Kind, ...]] = dict.fromkeys(STAGES, ("competition", "rsna"))
-LESSONS |= {"backbone": ("nih",), "study": ("competition",)}
+#: The data sets that each stage can be trained on: detectors on all that have boxes.
+TRAINING_SETS: dict[str, tuple[Kind, ...]] = dict.fromkeys(STAGES, ("competition", "rsna"))
+TRAINING_SETS |= {"backbone": ("nih",), "study": ("competition",)}
 
 NAMES = {
     "competition": "the competition's (sample_submission.csv, train_image_level.csv, train/)",
@@ -31,7 +31,7 @@ NAMES = {
 
 
 def kind_of(folder: Path | str, stage: str) -> Kind:
-    """Which data set a folder holds. Raises InputError where it holds none that the stage can learn from."""
+    """Which data set a folder holds. Raises InputError where it holds none that the stage can be trained on."""
     folder = Path(folder).expanduser()
     found: Kind | None = None
     if find_table(folder, rsna_pneumonia.LABEL_FILE):
@@ -40,8 +40,8 @@ def kind_of(folder: Path | str, stage: str) -> Kind:
         found = "nih"
     elif paths.is_competition(folder):
         found = "competition"
-    if found not in LESSONS[stage]:
-        wanted = " or ".join(NAMES[kind] for kind in LESSONS[stage])
+    if found not in TRAINING_SETS[stage]:
+        wanted = " or ".join(NAMES[kind] for kind in TRAINING_SETS[stage])
         what = f"is {NAMES[found]}" if found else "holds no data set" if folder.is_dir() else "is no folder"
         raise InputError(f"{folder} {what}; stage {stage} is trained on a folder like {wanted}")
     return found

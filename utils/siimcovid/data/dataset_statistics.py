@@ -28,7 +28,7 @@ def describe(images: pd.DataFrame) -> dict:
     boxes_per_image        boxes -> images
     boxes_per_study_label        study label -> {boxes -> annotated images}
     repeated_studies       among studies of several images, images with boxes -> studies
-    not_annotated          images whose lack of boxes says nothing
+    not_annotated          images that were not annotated
     sizes                  [rows, columns, images], the commonest first; known sizes only
     box_width, box_height, box_area, box_centre_x, box_centre_y
                            [5 %, 50 %, 95 %] over all boxes, as fractions of the image; empty where there is none

@@ -1,18 +1,18 @@
 """The same image under several image ids: found among the prepared images, kept on one side of a fold, trained on once.
 
 In: rows of the index and the cache. Out: groups of image ids; and the rows with one image of each group. A file in the
-cache, thumbnails.npz, remembers what the images look like, so that only the first call reads them:
+cache, thumbnails.npz, keeps a thumbnail of each image, so that only the first call reads the images:
 
     image_id  (n,) text
     state     (n, 2) int64, length in bytes and date in ns of the picture that the thumbnail is of
     pixels    (n, SIDE, SIDE) uint8, the image stretched to a square, area averages
 
-A competitor's list of duplicates, train_duplicates.csv (plain or packed; see read_duplicates), is used too
-where it lies in the competition folder.
+A competitor's list of duplicates, train_duplicates.csv (plain, .gz or .zip; see read_duplicates), is used too where it
+lies in the competition folder.
 
-Images are compared by what is finer than a lung. Chest images all look alike when blurred: of thumbnails as they are,
-the two most similar images of NIH's that are not the same correlate by .97, and a copy with another greyscale curve by
-.99. After a high pass, whose strongest edges (a collimator's, a frame's) are clipped to the common ones, it is
+Images are compared by details finer than a lung, since blurred chest images resemble each other: of thumbnails as they
+are, the two most similar images of NIH's that are not the same correlate by .97, and a copy with another greyscale
+curve by .99. After a high pass, whose strongest edges (a collimator's, a frame's) are clipped to the common ones, it is
 
     different images   at most .71 among 782 of NIH's, several of a patient included; .84 among the 375 synthetic ones
     copies, the worst of 969   JPEG at quality 75 .994; shrunk to .7 of the side .980; that, JPEG and inverted .979; the
@@ -97,8 +97,8 @@ def read_duplicates(path: Path | str) -> list[list[str]]:
 def once(images: pd.DataFrame, groups: Iterable[Sequence[str]]) -> pd.DataFrame:
     """The rows with one image of each group, in their order; without groups, the same rows.
 
-    Copies may be of several studies, and their truth may differ. Kept is an annotated copy before one that nobody
-    looked at; then one with boxes before one without, since an opacity is overlooked sooner than invented; then one of
+    Copies may be of several studies, and their truth may differ. Kept is an annotated copy before one that is not;
+    then one with boxes before one without, since an opacity is overlooked sooner than invented; then one of
     the study label that most of those left have; then the first by its id.
     """
     left_out: set[str] = set()
@@ -161,7 +161,7 @@ def _state(folder: Path, name: str) -> tuple[int, int] | None:
 def _shrunk(folder: Path, name: str) -> np.ndarray:
     try:
         pixels = image_cache.read(folder, name)
-    except InputError:  # who trains on it says what is wrong
+    except InputError:  # training on it raises the error
         return np.zeros((SIDE, SIDE), np.uint8)
     return cv2.resize(pixels, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
 

@@ -43,7 +43,7 @@ def split(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The index's train rows to train on, and those of `fold` to validate on.
 
-    Images that nobody annotated are left out of training, since they would teach that there is nothing, but not of
+    Images that nobody annotated are left out of training, since their lack of boxes is no ground truth, but not of
     validation, since the competition scores them like any other.
     """
     if not 0 <= fold < folds:

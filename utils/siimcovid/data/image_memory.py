@@ -35,7 +35,7 @@ class ImageMemory:
             state = os.stat(folder / f"{image_id}.png")
             key = folder, image_id, side, state.st_size, state.st_mtime_ns
         except OSError:
-            key = None  # image_cache.read raises, and says what is wrong
+            key = None  # image_cache.read raises the error
         if key in self.images:
             return self.images[key]
         square = resize_to_square(image_cache.read(folder, image_id), side)

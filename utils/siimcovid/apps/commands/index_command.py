@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print(split: str, counts: dict) -> None:
-    """One split's counts, a line each; lines about answers only where there are any."""
+    """One split's counts, a line each; lines about boxes and study labels only where there are any."""
     totals = "  ".join(f"{name} {counts[name]:,}" for name in ("images", "studies", "patients", "boxes"))
     print(f"{split:5}  {totals}")
     for title, text in _lines(counts):
