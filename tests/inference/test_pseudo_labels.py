@@ -99,8 +99,7 @@ def test_members_are_trained_without_a_fold_each(kernel):
         assert manifest[f"{name}.safetensors"]["stage"] == stage_of(name)
         weights_manifest.verified(top / "run" / "weights", f"{name}.safetensors")
     images = run.prepared_images[(run.prepared_images["split"] == "train") & run.prepared_images["annotated"]]
-    count = [json.loads((top / "run/weights" / f"{n}.json").read_text())["settings"] for n in ("rcnn", "rcnn.1")]
-    counted = [json.loads(settings)["images"] for settings in count]
+    counted = [json.loads((top / "run/weights" / f"{n}.json").read_text())["images"] for n in ("rcnn", "rcnn.1")]
     assert sum(counted) == len(images)  # of two folds, each member sees the other's
     assert set(first["model"]) == {"rcnn", "yolo", "rcnn.1", "yolo.1", "ensemble"}
 

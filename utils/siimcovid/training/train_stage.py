@@ -96,7 +96,7 @@ def fit(
         may_start_epoch=may_start_epoch,
         pause=pause,
         resume_from=resume_from,
-        facts={"start": origin, "preset": preset.name},
+        facts={"start": origin, "preset": preset.name, "images": len(trained_on)},
         warn=warn,
     )
 
