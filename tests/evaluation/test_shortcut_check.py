@@ -225,3 +225,11 @@ def test_a_fault_of_the_check_leaves_the_scoreboard(run, monkeypatch):
     assert table.index.tolist() == ["rcnn", "yolo", "ensemble"]
     assert [(entry["step"], entry["reason"]) for entry in run.degraded] == [("shortcuts", "no images")]
     assert (run.folder / "scores.json").is_file()
+
+
+@pytest.mark.parametrize("labels", [{}, {"s": None}, {"s": "unknown"}, {"other": "typical"}])
+def test_without_any_study_label_it_is_said(tmp_path, labels):
+    table = pd.DataFrame([["s", 0.1, 0.2, 0.3, 0.4]], columns=["study_id", *STUDY_LABELS])
+    found = shortcut_check.compare(table, table, pd.Series(labels, dtype=object))
+    assert "no study has a study label" in shortcut_check.record(found, tmp_path / "shortcuts.json")
+    assert json.loads((tmp_path / "shortcuts.json").read_text())["fall"]["mean"] is None

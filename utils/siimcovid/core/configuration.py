@@ -195,9 +195,9 @@ class FusionConfig:
 
 @dataclass(frozen=True)
 class LateFusionConfig:
-    """What the study model and the detectors tell each other (combine.py); nothing, as it stands here.
+    """How the study model and the detectors correct each other (late_fusion.py); not at all by these defaults.
 
-    combination.py fits these numbers on images that the models did not see.
+    fit_ensemble.py fits these numbers on out-of-fold predictions.
     """
 
     none: tuple[float, ...] = ()  # intercept and weights of the logits that an image is empty; empty: 1 - highest score
@@ -212,7 +212,7 @@ class LateFusionConfig:
 
 @dataclass(frozen=True)
 class PseudoLabelConfig:
-    """Further training of the detectors on test images that were answered surely (pseudo.py)."""
+    """Fine-tuning of the detectors on test images with a confident prediction (pseudo_labels.py)."""
 
     epochs: int = 0  # on train and test images together; 0 leaves it out
     score: float = 0.4  # boxes from this score on are taken for true
