@@ -233,10 +233,9 @@ def test_a_fault_of_the_check_leaves_the_scoreboard(run, monkeypatch):
     assert (run.folder / "scores.json").is_file()
 
 
-def test_no_study_label_is_a_sentence(tmp_path):
-    """No study of the truth is among the predicted ones: the means are null, in the file and in the text."""
-    empty = pd.DataFrame(columns=["study_id", *shortcut_check.STUDY_LABELS], dtype=float)
-    found = shortcut_check.compare(empty, empty, pd.Series({"s0": None}, dtype=object))
-    said = shortcut_check.record(found, tmp_path / "shortcuts.json")
-    assert said == "study score: none of the 0 studies has a study label to compare"
-    assert json.loads((tmp_path / "shortcuts.json").read_text(encoding="utf-8"))["fall"]["mean"] is None
+@pytest.mark.parametrize("labels", [{}, {"s": None}, {"s": "unknown"}, {"other": "typical"}])
+def test_without_any_study_label_it_is_said(tmp_path, labels):
+    table = pd.DataFrame([["s", 0.1, 0.2, 0.3, 0.4]], columns=["study_id", *STUDY_LABELS])
+    found = shortcut_check.compare(table, table, pd.Series(labels, dtype=object))
+    assert "no study has a study label" in shortcut_check.record(found, tmp_path / "shortcuts.json")
+    assert json.loads((tmp_path / "shortcuts.json").read_text())["fall"]["mean"] is None

@@ -325,9 +325,9 @@ class FusionConfig:
 
 @dataclass(frozen=True)
 class LateFusionConfig:
-    """How the study model and the detectors change each other's predictions (ensemble.py); by default not at all.
+    """How the study model and the detectors correct each other (late_fusion.py); not at all by these defaults.
 
-    fit_ensemble.py fits these numbers on images that the models did not see.
+    fit_ensemble.py fits these numbers on out-of-fold predictions.
     """
 
     none: tuple[
@@ -342,7 +342,7 @@ class LateFusionConfig:
 
 @dataclass(frozen=True)
 class PseudoLabelConfig:
-    """Further training of the detectors on test images with confident predictions (pseudo_labels.py)."""
+    """Fine-tuning of the detectors on test images with a confident prediction (pseudo_labels.py)."""
 
     epochs: CountOrNone = 0  # on train and test images together; 0 leaves it out
     score: Probability = 0.4  # boxes from this score on are taken for true

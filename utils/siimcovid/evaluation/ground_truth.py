@@ -1,7 +1,8 @@
-"""The held-back answers of a competition's test part, which may lie beside its folder in `<folder>.truth/`.
+"""The held-back ground truth of a competition's test part, which may lie beside its folder in `<folder>.truth/`.
 
 In: test_image_level.csv and test_study_level.csv, columns as in the competition's own train CSVs, and synthetic.json
-where the images are synthetic. Out: the tables that `metric.compare` takes, and the true boxes as fractions.
+where the images are synthetic. Out: the tables that `mean_average_precision.compare` takes, and the true boxes as
+fractions.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """The report's own figures, beside the competition's: boxes at a threshold (Table 1) and study labels by argmax (Table
 2).
 
-In:  submissions and the truth as `metric.compare` takes them.
+In:  submissions and the truth as `mean_average_precision.compare` takes them.
 Out: an `Evaluation` for each, of plain numbers and of what curves are drawn from; tables of several side by side; and
      `as_text`, which lays one out for a terminal.
 
@@ -28,8 +28,8 @@ from siimcovid.evaluation.mean_average_precision import (
 )
 from siimcovid.evaluation.submission_csv import CODES
 
-#: Confidence from which boxes count in Table 1: the cut of the report's own code, fixed before any answer is seen. The
-#: threshold of the best F1 would be fitted to the very answers it is measured on.
+#: Confidence from which boxes count in Table 1: the threshold of the report's own code, fixed before any result is
+#: known. The threshold of the best F1 would be fitted to the very truth it is measured on.
 THRESHOLD = 0.1
 
 #: Bins of equal width for calibration; ten are the custom (Guo et al. 2017, arXiv:1706.04599).
@@ -37,12 +37,12 @@ BINS = 10
 
 
 class Reliability(NamedTuple):
-    """How often what was said with a confidence is true, in BINS bins over [0, 1]; empty bins are nan."""
+    """How often predictions of a confidence are true, in BINS bins over [0, 1]; empty bins are nan."""
 
     confidence: np.ndarray  # (BINS,) mean confidence
     frequency: np.ndarray  # (BINS,) share that is true
     count: np.ndarray  # (BINS,) int
-    error: float  # expected calibration error: mean of |confidence - frequency| over all that was said; nan for nothing
+    error: float  # expected calibration error: mean of |confidence - frequency| over predictions; nan without any
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Evaluation:
 
     name: str  # of the model
     threshold: float
-    scores: dict  # metric.average_precisions
+    scores: dict  # mean_average_precision.average_precisions
     boxes: dict  # box_figures
     study_labels: dict  # study_figures
     matches: dict[str, Matches]
@@ -66,7 +66,7 @@ def evaluate(
     threshold: float = THRESHOLD,
     subset: bool = False,
 ) -> Evaluation:
-    """Every figure of one submission; the tables and errors are those of `metric.compare`."""
+    """Every figure of one submission; the tables and errors are those of `mean_average_precision.compare`."""
     comparison = compare(answers, images, studies, subset)
     matches = match_classes(comparison)
     return Evaluation(
@@ -76,7 +76,10 @@ def evaluate(
         box_figures(matches["opacity"], threshold),
         study_figures(comparison, matches),
         matches,
-        {label: reliability(_said(matches[label], threshold if label == "opacity" else 0.0)) for label in CLASSES},
+        {
+            label: reliability(_from_confidence(matches[label], threshold if label == "opacity" else 0.0))
+            for label in CLASSES
+        },
     )
 
 
@@ -119,15 +122,15 @@ def precision_recall(matches: Matches) -> tuple[np.ndarray, np.ndarray]:
 
 
 def f1_by_threshold(matches: Matches) -> tuple[np.ndarray, np.ndarray]:
-    """Every confidence that occurs, falling, and the F1 of the predictions from it up: (k,) and (k,)."""
+    """Every confidence that occurs, in descending order, and the F1 of the predictions from it up: (k,) and (k,)."""
     ends = np.flatnonzero(np.append(np.diff(matches.confidence) != 0, True)) if len(matches.confidence) else []
     ends = np.asarray(ends, dtype=int)
     f1 = 2 * np.cumsum(matches.hit)[ends] / np.maximum(1, ends + 1 + matches.truths)
     return matches.confidence[ends], f1
 
 
-def _said(matches: Matches, lowest: float) -> Matches:
-    """The predictions from a confidence up: a detector's hundred boxes of nearly none on each image hide all others."""
+def _from_confidence(matches: Matches, lowest: float) -> Matches:
+    """The predictions from a confidence up: boxes of nearly 0, a hundred an image, would hide the rest."""
     kept = matches.confidence >= lowest
     return Matches(matches.confidence[kept], matches.hit[kept], matches.truths)
 
@@ -140,11 +143,11 @@ def reliability(matches: Matches) -> Reliability:
         return Reliability(empty, empty, np.zeros(BINS, dtype=int), float("nan"))
     place = np.minimum((confidence * BINS).astype(int), BINS - 1)
     count = np.bincount(place, minlength=BINS)
-    said, true = (np.bincount(place, weights=values, minlength=BINS) for values in (confidence, hit))
-    error = float(np.abs(said - true).sum() / len(confidence))
+    predicted, true = (np.bincount(place, weights=values, minlength=BINS) for values in (confidence, hit))
+    error = float(np.abs(predicted - true).sum() / len(confidence))
     some = count > 0
-    said, true = (np.divide(values, count, out=empty.copy(), where=some) for values in (said, true))
-    return Reliability(said, true, count, error)
+    predicted, true = (np.divide(values, count, out=empty.copy(), where=some) for values in (predicted, true))
+    return Reliability(predicted, true, count, error)
 
 
 def box_figures(matches: Matches, threshold: float) -> dict:

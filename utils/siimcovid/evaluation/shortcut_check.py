@@ -1,11 +1,11 @@
-"""Does the study model read the image, or what is written on it? Its score beside that on images without the writing.
+"""Shortcut check: the study model's score on images as they are and with their markers and borders covered.
 
-The report fears shortcuts (section 2.3, after DeGrave, Janizek and Lee 2021): hospitals burn in markers of their own at
-a place of their own, and their borders differ; where a hospital sent mostly one study label, the marker tells the study
-label. `cover` takes borders and markers off an image, and `compare` says how much the score falls. A large fall says
-that the score cannot be trusted on images of another hospital. A small one is no proof: what is not covered, as black
-letters on a white disc, a frame wider than BORDER or how the patient lies, may still tell; and part of it is that the
-model was never shown covered images, and that the margin holds some of the chest.
+The report names shortcuts as a risk (section 2.3, after DeGrave, Janizek and Lee 2021): hospitals burn in their own
+markers at their own place, and their borders differ; where a hospital sent mostly one study label, the marker predicts
+it. `cover` removes borders and markers from an image, and `compare` measures how much the score falls. After a large
+fall the score cannot be trusted on images of another hospital. A small one is no proof: what is not covered, as black
+letters on a white disc, a frame wider than BORDER or the patient's position, may still be a shortcut; and part of a
+fall comes from covered images being unlike those of training, and from the chest within the margin.
 
 Out: shortcuts.json: {"studies": their number, "as they are", "covered" and "fall": {study label or "mean": average
 precision, null where no study has the study label}}.
@@ -111,7 +111,7 @@ def _square(share: float, side: int) -> np.ndarray:
 def compare(as_they_are: pd.DataFrame, covered: pd.DataFrame, truth: pd.Series) -> dict:
     """What shortcuts.json holds, of the studies that both tables and the truth know.
 
-    The tables are those of predict.study_probabilities; truth: study_id -> study label.
+    The tables are those of predictor.study_probabilities; truth: study_id -> study label.
     """
     known = set(covered["study_id"]) & set(truth.index[truth.isin(STUDY_LABELS)])
     tables = {"as they are": as_they_are, "covered": covered}
@@ -124,14 +124,11 @@ def compare(as_they_are: pd.DataFrame, covered: pd.DataFrame, truth: pd.Series) 
 
 
 def record(found: dict, path: Path) -> str:
-    """Write what `compare` found to `path`, and return it as two lines of text.
-
-    A mean is None where no study of the truth has a study label that the models predicted; then the text says so.
-    """
+    """Write the result of `compare` as JSON, and return it in two lines of text."""
     write_json(path, found)
     whole, covered, fall = (found[key] for key in ("as they are", "covered", "fall"))
     if fall["mean"] is None:
-        return f"study score: none of the {found['studies']} studies has a study label to compare"
+        return "no study score, and no fall of it with markers and borders covered: no study has a study label"
     falls = ", ".join(
         f"{study_label} {value:+.3f}"
         for study_label, value in fall.items()

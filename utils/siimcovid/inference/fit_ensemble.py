@@ -1,17 +1,17 @@
-"""The numbers by which answers are combined, fitted on images that the models did not see.
+"""The numbers of calibration, box fusion and late fusion, fitted on out-of-fold predictions.
 
-In: a `ModelOutputs` of out-of-fold predictions (crossval.py), the index with the truth of these images, and the fold of
-each. Out: the overrides of a preset, `fusion.…` and `late_fusion.…`, and a table of what each item was worth.
+In: `ModelOutputs` of models that were trained without the images' folds (cross_validation.py), the index with these
+images' truth, and the fold of each. Out: overrides of a preset, `fusion.…` and `late_fusion.…`, and a table of what
+each item gains; `write` and `read` keep the overrides as ensemble.json in a weights folder.
 
-Items are fitted one after the other, each on top of those that were kept. To tell whether an item helps it is fitted
-without each fold in turn and tried on that fold, so no number is judged by images that it was fitted on; an item that
-does not raise the mean of the six classes is left off. Only what is kept is fitted on all images in the end.
+Items are fitted one after the other, each on top of those that were kept. To measure an item's gain it is fitted
+without each fold in turn and applied to that fold, so no number is judged on images that it was fitted on; an item that
+does not raise the mean of the six classes is left out. Only what is kept is fitted on all images in the end.
 
     calibration   each detector's scores by the odds that its boxes are hits: a logistic regression (Platt 1999)
-    fusion        the detectors' weights, the IoU of fusion and that of suppression, a search one after the other
+    fusion        the detectors' weights, the IoU of fusion and that of suppression, each searched in turn
     none          a logistic regression on the detectors' highest scores and the study model's outputs
-    study labels        what the detectors found is held against the study labels: a logistic regression, counts and a
-                        search
+    laterality    study labels by how many lungs are affected: a logistic regression, frequencies and a search
     opacity       the exponents of `none` and of `negative` by which boxes are rescored, a search
 """
 
@@ -51,7 +51,7 @@ from siimcovid.models import weights_manifest
 #: The file of fitted numbers in a weights folder: overrides of the preset, as JSON.
 FILE = "ensemble.json"
 
-#: Overrides by which nothing crosses and scores stay as they are: what is fitted starts from these.
+#: Overrides that switch calibration and late fusion off: what is fitted starts from these.
 NOTHING: Mapping[str, Any] = {
     "fusion.calibration": [],
     "late_fusion.none": [],
@@ -61,17 +61,17 @@ NOTHING: Mapping[str, Any] = {
     "late_fusion.opacity_negative": 0.0,
 }
 
-#: What the searches try.
+#: Values that the searches try.
 WEIGHTS = (0.25, 0.5, 0.7, 1.0, 1.5, 2.0, 4.0)
 IOUS = (0.4, 0.45, 0.5, 0.55, 0.6, 0.65)
 NMS_IOUS = (0.3, 0.4, 0.5, 0.6)
 EXPONENTS = (0.0, 0.15, 0.3, 0.5, 0.75, 1.0)
 POWERS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.5)
 
-#: Gain in the mean of the six classes from which an item is kept; what is less is chance.
+#: An item is kept from this gain in the mean of the six classes on; a smaller one is chance.
 LEAST = 0.001
 
-#: Parts of the images, each foretold without it where a search would otherwise believe a regression too much.
+#: Folds of the regression's own cross-validation, where a search uses its predictions.
 PARTS = 5
 
 #: Inverse strength of the penalty of the logistic regressions: few images against a handful of numbers.
@@ -79,7 +79,7 @@ PENALTY = 0.3
 
 
 def fit_calibration(outputs: ModelOutputs, images: pd.DataFrame, preset: Preset) -> dict[str, Any]:
-    """Slope and intercept of each detector's logits, by whether a box is a hit; 1 and 0 where it had no hit or miss."""
+    """Slope and intercept of each detector's logits, by whether a box is a hit; 1 and 0 where all are or none is."""
     numbers: list[float] = []
     for detector in preset.fusion.detectors:
         scores, hits = [], []
@@ -97,7 +97,7 @@ def fit_calibration(outputs: ModelOutputs, images: pd.DataFrame, preset: Preset)
 
 
 def fit_fusion(outputs: ModelOutputs, images: pd.DataFrame, preset: Preset) -> dict[str, Any]:
-    """The detectors' weights, the IoU of fusion and of suppression: two rounds of searching one after the other."""
+    """The detectors' weights, the IoU of fusion and of suppression: two rounds of searching each in turn."""
     chosen: dict[str, Any] = {}
     best = opacity_score(ensemble(outputs, preset.fusion), images)
 
@@ -121,7 +121,7 @@ def fit_fusion(outputs: ModelOutputs, images: pd.DataFrame, preset: Preset) -> d
 
 
 def fit_none(outputs: ModelOutputs, images: pd.DataFrame, preset: Preset) -> dict[str, Any]:
-    """The logistic regression of `combine.image_none`, on the images of which every model said something."""
+    """The logistic regression of `late_fusion.image_none`, on the images that every model predicted."""
     evidence = none_evidence(outputs, preset.fusion)
     used = [name for name in evidence if evidence[name].notna().any()]
     rows = evidence[used].dropna()
@@ -134,12 +134,13 @@ def fit_none(outputs: ModelOutputs, images: pd.DataFrame, preset: Preset) -> dic
 
 
 def fit_laterality(outputs: ModelOutputs, images: pd.DataFrame, preset: Preset) -> dict[str, Any]:
-    """The numbers of `combine.weigh_by_laterality`: a logistic regression on images that were annotated; the
-    frequencies of their sides at each study label (half an image more everywhere, so that nothing is impossible); and
-    the power that makes the study labels' mean average precision highest. The power is searched with sides that a
-    regression without the image foretold (cross_val_predict), since one that has seen it is surer than it will ever be,
-    and leaves the study
-    model no say."""
+    """The numbers of `late_fusion.weigh_by_laterality`; {} where fewer than PARTS images have 0, 1 or 2 sides affected.
+
+    A logistic regression on the annotated images; how often 0, 1 and 2 sides are affected at each study label, half an
+    image added everywhere so that nothing is impossible; and the power with the highest mean average precision of the
+    study labels. The power is searched with out-of-fold predictions of the regression: in-sample ones would be too sure
+    and leave the study model no weight.
+    """
     boxes = ensemble(outputs, preset.fusion)
     none = image_none(outputs, boxes, preset)
     evidence = laterality_evidence(boxes, none)
@@ -211,12 +212,12 @@ ITEMS: dict[str, Fit] = {
 }
 
 
-def join(answers: Sequence[EnsemblePrediction]) -> EnsemblePrediction:
-    """Answers to different images as one."""
+def join(predictions: Sequence[EnsemblePrediction]) -> EnsemblePrediction:
+    """Predictions for different images as one."""
     return EnsemblePrediction(
-        pd.concat([prediction.detections for prediction in answers], ignore_index=True),
-        pd.concat([prediction.none for prediction in answers]),
-        pd.concat([prediction.study_probs for prediction in answers], ignore_index=True),
+        pd.concat([prediction.detections for prediction in predictions], ignore_index=True),
+        pd.concat([prediction.none for prediction in predictions]),
+        pd.concat([prediction.study_probs for prediction in predictions], ignore_index=True),
     )
 
 
@@ -227,10 +228,10 @@ def fit(
     preset: Preset,
     items: Sequence[str] = tuple(ITEMS),
 ) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Fit a preset's combination on out-of-fold predictions.
+    """Fit the numbers of calibration, fusion and late fusion.
 
     Args:
-        said: of every image by models that did not see its patient.
+        outputs: for every image, of models that were trained without its patient.
         images: the index's rows of these images.
         folds: image id -> the fold that held it out.
         preset: where to start from, usually with NOTHING; what no item sets stays.
@@ -247,7 +248,9 @@ def fit(
         raise InputError(f"no item {', '.join(sorted(unknown))} to fit; choose of {', '.join(ITEMS)}")
     numbers = sorted({folds[name] for name in outputs.images["image_id"]})
     if len(numbers) < 2:
-        raise InputError("a combination is fitted without each fold in turn: it needs images of at least two folds")
+        raise InputError(
+            "an ensemble is fitted without each fold in turn: give out-of-fold predictions of at least two folds"
+        )
     held_out = {k: {name for name in outputs.images["image_id"] if folds[name] == k} for k in numbers}
     every = set(outputs.images["image_id"])
     test = {k: outputs.of_images(ids) for k, ids in held_out.items()}

@@ -1,8 +1,8 @@
-"""Pseudo-labels: test images that were answered surely, as further images to train the detectors on.
+"""Pseudo-labels: test images with a confident prediction become training images of the detectors.
 
-In: what all models say together of the test images (combine.py). Out: rows of the index, and detectors trained further
-on them and the train images. Only detectors learn from them: the study model would learn its own opinion, and a fold
-that is held out never holds a test image.
+In: the ensemble's prediction for the test images. Out: rows of the index with the predicted boxes as their truth, and
+the preset and images for fine-tuning on them together with the train images. The study model is not fine-tuned: it
+would learn its own output. A held-out fold never holds a test image.
 """
 
 import pandas as pd
@@ -15,10 +15,10 @@ CORNERS = ["x1", "y1", "x2", "y2"]
 
 
 def label(prediction: EnsemblePrediction, test: pd.DataFrame, config: PseudoLabelConfig) -> pd.DataFrame:
-    """The rows of the index's test images whose answer is sure, as train images with the answer for their truth.
+    """The test images with a confident prediction, as train images with that prediction for their truth.
 
-    An image with confidence `config.none` or more in `none` is empty; one with 1 - config.none or less has the boxes of
-    score `config.score` or more, if there are any; the rest are left out.
+    test: rows of the index. An image with confidence `config.none` or more in `none` is empty; one with 1 - config.none
+    or less has the boxes of score `config.score` or more, if there are any; the rest are left out.
     """
     none = prediction.none.reindex(test["image_id"]).to_numpy(dtype=float)
     sure = prediction.detections[prediction.detections["score"] >= config.score]
@@ -31,9 +31,9 @@ def label(prediction: EnsemblePrediction, test: pd.DataFrame, config: PseudoLabe
 
 
 def further(stage: str, preset: Preset, images: pd.DataFrame, labelled: pd.DataFrame) -> tuple[Preset, pd.DataFrame]:
-    """The preset and the images to train a detector with once more: its train images in `images`, and those of `label`.
+    """The preset and the images to fine-tune a detector with: its train images in `images`, and those of `label`.
 
-    It is to start from what it was trained to (stages.fit's `start`), and its last epoch is kept.
+    Training is to start from the detector's trained weights (train_stage.fit's `start`); its last epoch is kept.
     """
     training, config = getattr(preset, stage).training, preset.pseudo
     changes = {

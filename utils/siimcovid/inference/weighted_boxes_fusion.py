@@ -1,12 +1,12 @@
 """Several detectors' boxes become one ensemble's: weighted boxes fusion, then non-maximum suppression.
 
 In and out: the detections table, image_id, model, score, x1, y1, x2, y2 (fractions of the original image), sorted by
-image_id and falling score; what comes out has the model "ensemble".
+image_id and descending score; what comes out has the model "ensemble".
 
-Report, section 3.3, after Solovyev and Wang (arXiv:1910.13302). An image's boxes are taken by falling score. One joins
-the cluster whose fused box it overlaps most, if that IoU is above `iou`, and otherwise founds a cluster. A cluster of T
-boxes has their mean score (equation 3) and their mean corners weighted by score (4, 5); when all boxes are placed, the
-score is scaled by min(T, M) / M for M models (6). Non-maximum suppression by torchvision follows.
+Report, section 3.3, after Solovyev and Wang (arXiv:1910.13302). An image's boxes are taken by descending score. One
+joins the cluster whose fused box it overlaps most, if that IoU is above `iou`, and otherwise founds a cluster. A
+cluster of T boxes has their mean score (equation 3) and their mean corners weighted by score (4, 5); when all boxes are
+placed, the score is scaled by min(T, M) / M for M models (6). Non-maximum suppression by torchvision follows.
 
 This is `ensemble_boxes.weighted_boxes_fusion` (conf_type "avg", no threshold on scores), rounding to float32 where it
 does, compiled by numba, which that library brings with it: its own loop in Python takes 14 ms for an image with two
@@ -40,8 +40,8 @@ def fuse(
 ) -> pd.DataFrame:
     """Fuse the detections of `models` into those of the model "ensemble"; same schema, same bytes on every run.
 
-    models: those that looked at these images; rows of others are ignored. One that found nothing on an image counts
-    against what the others found there. weights: one for each of models, 1 by default, multiplied with its scores.
+    models: those that predicted these images; rows of others are ignored. One that found nothing on an image lowers the
+    scores of the others' boxes there. weights: one for each of models, 1 by default, multiplied with its scores.
     iou: fusion's threshold. nms_iou: a fused box that overlaps a better one by more is dropped. max_boxes: the most
     that are kept for an image, the best first.
     Boxes are clipped to the image; those without area or score, or not finite, are left out.
@@ -70,7 +70,7 @@ def fuse(
     score_tensor, box_tensor = torch.from_numpy(scores), torch.from_numpy(boxes)
     kept = [np.empty(0, dtype=int)]
     for first, last in itertools.pairwise(starts.tolist()):
-        best = nms(box_tensor[first:last], score_tensor[first:last], nms_iou)  # by falling score
+        best = nms(box_tensor[first:last], score_tensor[first:last], nms_iou)  # by descending score
         kept.append(first + best[:max_boxes].numpy())
     kept = np.concatenate(kept)
     fused = {"image_id": np.asarray(names, dtype=object)[image[kept]], "model": ENSEMBLE, "score": scores[kept]}
@@ -81,7 +81,7 @@ def fuse(
 def none_confidence(detections: pd.DataFrame, image_ids: Iterable[str]) -> pd.Series:
     """Confidence that an image has no opacity: 1 - its highest score, 1 where nothing was detected.
 
-    image_ids: the images that the detectors looked at, in the order of the result's index.
+    image_ids: the images that the detectors predicted, in the order of the result's index.
     """
     highest = detections.groupby("image_id")["score"].max()
     return 1.0 - highest.reindex(list(image_ids), fill_value=0.0).rename("none")
@@ -91,7 +91,7 @@ def none_confidence(detections: pd.DataFrame, image_ids: Iterable[str]) -> pd.Se
 def _fuse_images(scores, boxes, starts, iou, models, total_weight):
     """Weighted boxes fusion of every image by itself.
 
-    scores (n,), boxes (n, 4): by image, and by falling score within it; image i has rows starts[i] to starts[i + 1].
+    scores (n,), boxes (n, 4): by image, and by descending score within it; image i has rows starts[i] to starts[i + 1].
     Returns scores (k,), boxes (k, 4) and images (k,) of the fused boxes, by image but not sorted within it.
     """
     n = len(scores)
