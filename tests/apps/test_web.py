@@ -511,6 +511,7 @@ def test_no_upload_is_lost_and_memory_does_not_grow(folder):
     assert figures[-1][1] - figures[0][1] < 40
 
 
+@pytest.mark.slow
 def test_command(folder):
     """`siimcovid serve` says where it listens, answers, and ends by SIGTERM."""
     with served(folder) as (_, address), urllib.request.urlopen(f"{address}/healthz", timeout=60) as answer:

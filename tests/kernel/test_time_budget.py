@@ -304,6 +304,7 @@ def fake_training(now: Time, epoch: float, given: Path):
     return fit
 
 
+@pytest.mark.slow
 def test_ample_time_drops_nothing(slow):
     run = slow(9.0, image=1, predict_images=lambda side: 1)
     assert run.dropped == run.ended == []
@@ -350,6 +351,7 @@ def test_models_slower_than_measured_are_stopped_by_the_clock(slow):
     assert set(detections["image_id"]) <= {name for samples in run.seen.values() for name in samples}
 
 
+@pytest.mark.slow
 def test_slow_training_gets_fewer_epochs(slow):
     requested = {f"{stage}.training.epochs": 10 for stage in checkpoints.SUBMISSION_STAGES}
     run = slow(1.0, epoch=100, MODE="finetune", OVERRIDES={"cache_size": 64, **requested})
