@@ -39,6 +39,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         reasons[re.sub(r"^Skipped: ", "", reason)] += 1
     if chosen := config.getoption("markexpr"):
-        terminalreporter.write_line(f"left out: all that is not '{chosen}'; `make test` runs it")
+        terminalreporter.write_line(f"left out: what -m '{chosen}' excludes; `make test` runs it")
     for reason, count in reasons.most_common():
         terminalreporter.write_line(f"left out: {count} test{'s' * (count > 1)}, {reason}")

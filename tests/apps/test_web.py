@@ -533,6 +533,7 @@ def test_no_upload_is_lost_and_memory_does_not_grow(folder):
     assert figures[-1][1] - figures[0][1] < 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "*"])
 def test_command(folder, host):
     """`siimcovid serve` prints where it listens, answers there, and ends by SIGTERM."""

@@ -405,6 +405,7 @@ def fake_training(now: Time, epoch: float, given: Path):
     return fit
 
 
+@pytest.mark.slow
 def test_ample_time_drops_nothing(slow):
     run = slow(9.0, image=1, predict_images=lambda side: 1)
     assert run.record.dropped == run.record.ended == []
@@ -472,6 +473,7 @@ def test_a_stage_whose_trial_fails_is_planned_for(slow, monkeypatch):
     assert run.budget.spent() <= run.budget.hours * 3600
 
 
+@pytest.mark.slow
 def test_slow_training_gets_fewer_epochs(slow):
     requested = {f"{stage}.training.epochs": 10 for stage in SUBMISSION_STAGES}
     run = slow(1.0, epoch=100, MODE="finetune", OVERRIDES={"cache_size": 64, **requested})

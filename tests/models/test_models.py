@@ -94,6 +94,7 @@ def test_predicts_fractions(stage):
         assert (scores[:-1] >= scores[1:]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     # from random weights; Faster R-CNN samples its proposals anew in each step, so its losses fall less evenly
     ("stage", "rate", "falls_to"),

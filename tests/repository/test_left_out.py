@@ -52,7 +52,7 @@ def test_each_reason_is_a_line(project, options):
 
 
 def test_what_was_chosen_by_a_marker_is_said(project):
-    assert "left out: all that is not 'not slow'; `make test` runs it" in run(project, "-m", "not slow")
+    assert "left out: what -m 'not slow' excludes; `make test` runs it" in run(project, "-m", "not slow")
 
 
 def test_files_with_slow_tests_come_first(project):
