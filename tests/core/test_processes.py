@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from siimcovid.core.processes import Lost, processors, run_apart
+from siimcovid.core.processes import Lost, processors, run_apart, training_processes
 
 
 def work(job):
@@ -70,3 +70,12 @@ def test_a_script_without_a_guard_is_told(tmp_path):
 
 def test_processors():
     assert 1 <= processors() <= os.cpu_count()
+
+
+@pytest.mark.parametrize(("wanted", "gpus", "count"), [(None, 0, 1), (None, 2, 2), ("", 2, 2), ("2", 0, 2)])
+def test_a_process_for_each_gpu_or_as_many_as_are_asked_for(monkeypatch, wanted, gpus, count):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.delenv("SIIMCOVID_PROCESSES", raising=False)
+    if wanted is not None:
+        monkeypatch.setenv("SIIMCOVID_PROCESSES", wanted)
+    assert training_processes() == count
