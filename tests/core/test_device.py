@@ -86,3 +86,12 @@ def test_nothing_else_asks_cuda_whether_it_is_there():
         if re.search(r"cuda\.(is_available|device_count)\(", path.read_text(encoding="utf-8"))
     }
     assert asking == {"core/device.py"}
+
+
+@pytest.mark.parametrize(("wanted", "count", "processes"), [(None, 0, 1), (None, 2, 2), ("", 2, 2), ("2", 0, 2)])
+def test_a_process_for_each_gpu_or_as_many_as_are_asked_for(gpus, monkeypatch, wanted, count, processes):
+    gpus(count)
+    monkeypatch.delenv("SIIMCOVID_PROCESSES", raising=False)
+    if wanted is not None:
+        monkeypatch.setenv("SIIMCOVID_PROCESSES", wanted)
+    assert device.training_processes() == processes

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from siimcovid.core.errors import InputError
-from siimcovid.core.paths import COMPETITION_SLUG, find_competition, find_weights
+from siimcovid.core.paths import COMPETITION_SLUG, find_competition, find_weights, scratch_folder
 
 
 def make(folder: Path, *names: str) -> Path:
@@ -83,3 +83,15 @@ def test_a_missing_input_says_what_to_do(tmp_path, find, folder, message):
         find(folder and tmp_path / folder, root=tmp_path)
     with pytest.raises(InputError):
         find(root=tmp_path / "no such mount")
+
+
+def test_what_nobody_wants_after_the_run_stays_out_of_kaggles_output(tmp_path, monkeypatch):
+    monkeypatch.setattr("siimcovid.core.paths.KAGGLE_WORKING", tmp_path / "working")
+    monkeypatch.setattr("siimcovid.core.paths.KAGGLE_TEMP", tmp_path / "temp")
+    assert scratch_folder(tmp_path / "runs" / "demo") == tmp_path / "runs" / "demo"
+    assert scratch_folder(tmp_path / "working") == tmp_path / "temp"
+    assert scratch_folder(tmp_path / "working" / "run") == tmp_path / "temp"
+    assert (tmp_path / "temp").is_dir()
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("siimcovid.core.paths.KAGGLE_TEMP", tmp_path / "file" / "temp")  # cannot be made
+    assert not scratch_folder(tmp_path / "working").is_relative_to(tmp_path / "working")

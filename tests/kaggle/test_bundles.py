@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from siimcovid.core.errors import InputError
-from siimcovid.kaggle import CODE_MARKER, KERNEL, NOBODY, SLUGS, WHEEL_LIST, install_wheels, wheels_dataset
+from siimcovid.kaggle import CODE_MARKER, KERNEL, OWNER_PLACEHOLDER, SLUGS, WHEEL_LIST, install_wheels, wheels_dataset
 from siimcovid.kaggle.build_bundles import PACKAGE, Repository, assembled, build, missing_bundles
 from siimcovid.kaggle.code_dataset import write_code
 from siimcovid.kaggle.kaggle_account import REMEMBERED, find_owner
@@ -67,7 +67,7 @@ def test_bad_dataset_metadata_is_refused_by_name(change, said):
 def test_the_repository_has_valid_kernel_metadata_with_a_placeholder():
     metadata = json.loads((ROOT / KERNEL_FILE).read_text())
     check_kernel(metadata)
-    assert metadata["id"].startswith(f"{NOBODY}/")
+    assert metadata["id"].startswith(f"{OWNER_PLACEHOLDER}/")
     assert (ROOT / metadata["code_file"]).is_file()
 
 
@@ -121,7 +121,7 @@ def test_owner_comes_from_the_nearest_source_and_is_remembered(account, tmp_path
     assert find_owner(out) == "from-argument"
 
 
-@pytest.mark.parametrize("name", ["a b", "a_b", "../a", NOBODY, "-a"])
+@pytest.mark.parametrize("name", ["a b", "a_b", "../a", OWNER_PLACEHOLDER, "-a"])
 def test_impossible_owners_are_refused(account, tmp_path, name):
     with pytest.raises(InputError, match="no Kaggle name"):
         find_owner(tmp_path, name)
@@ -307,7 +307,7 @@ def test_git_ignores_what_is_built_and_keeps_the_explanation():
 def test_everything_that_kaggle_lacks_is_pinned():
     pins = wheels_dataset.read_pins(Repository().lock)
     assert set(pins) == {*wheels_dataset.LACKING, "setuptools"}
-    assert int(pins["setuptools"].split(".")[0]) < 81  # has pkg_resources
+    assert int(pins["setuptools"].split(".")[0]) < 82  # which dropped pkg_resources
 
 
 def test_a_missing_pin_is_named(tmp_path):

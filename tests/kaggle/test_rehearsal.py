@@ -10,15 +10,25 @@ from pathlib import Path
 import pytest
 
 from siimcovid.core.errors import InputError
-from siimcovid.kaggle import CODE_ARCHIVE, CODE_MARKER, SLUGS, WHEEL_LIST, network_guard, sandbox
+from siimcovid.kaggle import CODE_ARCHIVE, CODE_MARKER, SLUGS, WHEEL_LIST, network_guard, sandbox, wheels_dataset
 from siimcovid.kaggle.build_bundles import PACKAGE
 from siimcovid.kaggle.code_dataset import write_code
-from siimcovid.kaggle.kaggle_image import HIDDEN, link_environment, still_there
+from siimcovid.kaggle.kaggle_image import (
+    HIDDEN,
+    KaggleImage,
+    find_image,
+    find_python,
+    here,
+    images,
+    install_image,
+    link_environment,
+    still_there,
+)
 from siimcovid.kaggle.rehearsal import is_stale
 from siimcovid.kaggle.rehearsal_inputs import LAYOUTS, input_folders
 from siimcovid.kaggle.rehearsal_run import Rehearsal, environment, find_faults, run_layout
 from siimcovid.kaggle.repack_wheels import repack
-from support.bundle_files import write_bundles
+from support.bundle_files import write_bundles, write_wheel
 
 pytestmark = pytest.mark.slow
 
@@ -128,6 +138,50 @@ def test_the_stand_in_lacks_what_kaggle_lacks_and_has_the_rest(python):
         [python, "-c", code, *absent, *present], env=clean, cwd="/", capture_output=True, text=True, check=True
     )
     assert found.stdout.split() == present
+
+
+def test_the_listed_images_lack_what_the_wheels_bring():
+    assert [image.python for image in images()] == ["3.11", "3.12"]
+    assert {image.python for image in images()} <= set(wheels_dataset.PYTHONS)
+    for image in images():
+        lines = [line for line in image.requirements.read_text().splitlines() if not line.startswith("#")]
+        assert all(line.count("==") == 1 for line in lines)  # a version for each
+        names = {wheels_dataset.canonical(line.partition("==")[0]) for line in lines}
+        assert {"torch", "numpy", "pip", "papermill", "optuna"} <= names
+        assert not names & set(wheels_dataset.LACKING)
+
+
+def test_an_image_is_found_by_the_beginning_of_its_date():
+    assert find_image("2026").name == find_image("2026-06").name == "2026-06"
+    with pytest.raises(InputError, match=r"no image '2019'; there are 2025-09, 2026-06"):
+        find_image("2019")
+
+
+def test_an_image_is_installed_once_from_its_list(tmp_path, monkeypatch):
+    for variable in ("PIP", "UV"):
+        monkeypatch.setenv(f"{variable}_NO_INDEX", "1")
+        monkeypatch.setenv(f"{variable}_FIND_LINKS", str(tmp_path))
+    write_wheel(tmp_path, "plain")
+    image = KaggleImage("1999-01", here(), tmp_path / "1999-01.txt")
+    image.requirements.write_text("plain==1.0\n")
+    lines = []
+    python = install_image(image, tmp_path / "images", lines.append)
+    found = subprocess.run(
+        [python, "-c", "import plain; print(plain.VERSION)"], capture_output=True, text=True, cwd="/"
+    )
+    assert found.stdout == "1.0\n"
+    assert python == install_image(image, tmp_path / "images", lines.append)
+    assert len(lines) == 2  # the second time it was there
+    image.requirements.write_text("plain==2.0\n")
+    with pytest.raises(InputError, match=r"(?s)failed: .*plain"):
+        install_image(image, tmp_path / "images", lines.append)
+
+
+def test_a_python_that_is_not_installed_is_named():
+    with pytest.raises(InputError, match=r"no Python 3\.99 is installed"):
+        find_python("3.99")
+    answer = subprocess.run([find_python(here()), "-V"], capture_output=True, text=True, check=True)
+    assert answer.stdout.startswith(f"Python {here()}.")
 
 
 # Kaggle's layouts
@@ -246,6 +300,16 @@ def test_without_a_sandbox_it_is_still_found(rehearsal, monkeypatch):
     (fault,) = run_cell(rehearsal, GOOD + CALLS_HOME)
     assert "192.0.2.1 was attempted" in fault
     assert os.access(rehearsal.competition, os.W_OK)  # the inputs were copies
+
+
+def test_prepared_images_in_the_output_are_a_fault(rehearsal):
+    (fault,) = run_cell(rehearsal, GOOD + "import os; os.makedirs('cache/a')\n")
+    assert "the prepared images lie in /kaggle/working" in fault
+
+
+def test_two_ranks_are_asked_for_through_the_environment():
+    assert environment("/kaggle", 2)["SIIMCOVID_PROCESSES"] == "2"
+    assert "SIIMCOVID_PROCESSES" not in environment("/kaggle")
 
 
 def test_the_old_test_a_degraded_step_and_a_late_end_are_faults(rehearsal, monkeypatch):

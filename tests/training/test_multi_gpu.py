@@ -12,6 +12,7 @@ import torch
 
 from siimcovid.core.memory_errors import is_out_of_memory
 from siimcovid.core.overrides import override
+from siimcovid.core.presets import SMALL
 from siimcovid.data import competition
 from siimcovid.models import checkpoints
 from siimcovid.models.checkpoints import build_model, read_tensors
@@ -20,6 +21,25 @@ from siimcovid.training import multi_gpu
 from support import launched
 
 pytestmark = pytest.mark.slow
+
+
+def test_children_import_whatever_their_parent_can(tmp_path, monkeypatch):
+    """As in a kernel, where the package and the wheels are on sys.path alone."""
+    environments = []
+
+    def failing(command, env, check):
+        environments.append(env)
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(multi_gpu.subprocess, "run", failing)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "wheels")])
+    images = pd.DataFrame({"image_id": ["a"], "boxes": [[]]})
+    with pytest.raises(RuntimeError, match="in 2 processes failed with exit code 1"):
+        multi_gpu.fit("study", SMALL, images, tmp_path, None, tmp_path / "out", processes=2)
+    path = environments[0]["PYTHONPATH"].split(os.pathsep)
+    assert path[0] == str(Path(multi_gpu.__file__).parents[2])
+    assert path[-1] == str(tmp_path / "wheels")  # last, so that what is installed goes before it
+    assert set(filter(None, sys.path)) <= set(path)
 
 
 @pytest.fixture(scope="module")

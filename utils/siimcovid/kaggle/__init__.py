@@ -23,7 +23,7 @@ KERNEL = "kernel"
 CODE_MARKER = "siimcovid/kernel/steps.py"
 
 #: Stands for the owner in the kernel-metadata.json of the repository.
-NOBODY = "your-kaggle-name"
+OWNER_PLACEHOLDER = "your-kaggle-name"
 
 #: The package in the code dataset. Kaggle unpacks it, into a folder of its name or into the dataset's own.
 CODE_ARCHIVE = "siimcovid.zip"

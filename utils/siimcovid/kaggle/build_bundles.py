@@ -17,8 +17,7 @@ from typing import Any
 import siimcovid
 from siimcovid.core.errors import InputError
 from siimcovid.core.files import make_folder, write_json
-from siimcovid.kaggle import CODE_ARCHIVE, KERNEL, SLUGS, wheels_dataset
-from siimcovid.kaggle import weights_dataset as weights_bundle
+from siimcovid.kaggle import CODE_ARCHIVE, KERNEL, SLUGS, weights_dataset, wheels_dataset
 from siimcovid.kaggle.code_dataset import write_code
 from siimcovid.kaggle.kaggle_metadata import DATASET_FILE, KERNEL_FILE, dataset_metadata, kernel_metadata
 from siimcovid.kaggle.kernel_folder import Kernel, write_kernel
@@ -85,8 +84,8 @@ def build(
     pins = wheels_dataset.read_pins(repository.lock)
     settings: dict[str, Any] = {}
     if {"weights", KERNEL} & set(bundles):
-        weights_bundle.verify(weights)
-        settings = {**weights_bundle.kernel_parameters(weights), **(parameters or {})}
+        weights_dataset.verify(weights)
+        settings = {**weights_dataset.kernel_parameters(weights), **(parameters or {})}
     for kernel in kernels if KERNEL in bundles else ():
         kernel_metadata(repository.kernel_template, owner, repository.notebook.name, kernel.ending, kernel.earlier)
     lines = []
@@ -117,7 +116,7 @@ def _build_dataset(
         if bundle == "code":
             write_code(repository.package, folder / CODE_ARCHIVE, repository.licence)
         elif bundle == "weights":
-            weights_bundle.write_weights(weights, folder)
+            weights_dataset.write_weights(weights, folder)
         else:
             notes = wheels_dataset.gather(pins, folder, pythons)
         write_json(folder / DATASET_FILE, dataset_metadata(bundle, owner))

@@ -24,9 +24,9 @@ SETTINGS = ("MPLCONFIGDIR", "YOLO_CONFIG_DIR", "YOLOV5_CONFIG_DIR")
 def install_wheels(root: Path | str = KAGGLE_INPUT) -> list[str]:
     """Install what is missing from the wheels attached below `root`; returns the lines that say what was done.
 
-    It never raises: a kernel without yolov5 can still submit what the other models say.
+    It never raises: a kernel without yolov5 can still submit what the other models predict.
     """
-    _give_settings_a_place()
+    _set_settings_folders()
     folder = find_wheels(root)
     if folder is None:
         return [f"No wheels are attached below {root}: only what is installed will be used."]
@@ -51,8 +51,8 @@ def find_wheels(root: Path | str) -> Path | None:
     return None
 
 
-def _give_settings_a_place() -> None:
-    """Name a temporary folder to the libraries that write settings in HOME or in /tmp, and nowhere else."""
+def _set_settings_folders() -> None:
+    """Point the libraries that would write their settings in HOME to a temporary folder."""
     absent = [name for name in SETTINGS if name not in os.environ]
     if absent:
         os.environ.update(dict.fromkeys(absent, tempfile.mkdtemp(prefix="siimcovid-settings-")))
@@ -71,17 +71,17 @@ def _is_missing(distribution: str) -> bool:
 def _install(lines: list[str], folder: Path, target: Path) -> tuple[list[str], list[str]]:
     """Install these lines of the list, at once or, should that fail, one by one: (what is installed, what failed)."""
     names = [line.split()[0] for line in lines]
-    complaint = _pip(lines, folder, target)
-    if complaint is None:
+    error = _pip(lines, folder, target)
+    if error is None:
         return names, []
     if len(lines) == 1:
-        return [], [f"{names[0]} could not be installed: {complaint}"]
+        return [], [f"{names[0]} could not be installed: {error}"]
     results = [_install([line], folder, target) for line in lines]
     return [name for done, _ in results for name in done], [fault for _, faults in results for fault in faults]
 
 
 def _pip(lines: list[str], folder: Path, target: Path) -> str | None:
-    """None, or pip's last words. The list's checksums make pip refuse a wheel that was damaged on its way."""
+    """Run pip: its last line where it failed, else None. With the list's checksums it refuses damaged wheels."""
     listed = target.with_suffix(".txt")
     listed.write_text("\n".join(lines) + "\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "--isolated", "install", "--quiet", "--disable-pip-version-check"]
@@ -96,8 +96,8 @@ def _pip(lines: list[str], folder: Path, target: Path) -> str | None:
     command += [f"--target={target}", "--requirement", str(listed)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError as error:
-        return str(error)
+    except OSError as failure:
+        return str(failure)
     finally:
         listed.unlink(missing_ok=True)
     if done.returncode == 0:

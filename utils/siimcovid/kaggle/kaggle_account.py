@@ -1,4 +1,4 @@
-"""Whose Kaggle account the bundles are for: asked once, then remembered in a file that git ignores."""
+"""The owner of the bundles on Kaggle: asked for once, then remembered in a file that git ignores."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from siimcovid.core.errors import InputError
 from siimcovid.core.files import write_text
-from siimcovid.kaggle import NOBODY
+from siimcovid.kaggle import OWNER_PLACEHOLDER
 from siimcovid.kaggle.kaggle_metadata import SLUG
 
 #: Lies beside the built bundles.
@@ -21,13 +21,13 @@ def find_owner(folder: Path, explicit: str | None = None) -> str:
     the answer to a question (where somebody is there to answer). It is then remembered.
 
     Raises:
-        InputError: nobody is there to ask, or the name cannot be a Kaggle name.
+        InputError: nobody can be asked, or the name cannot be a Kaggle name.
     """
     path = folder / REMEMBERED
     remembered = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
     owner = explicit or os.environ.get("KAGGLE_USERNAME") or remembered or _from_kaggle_json() or _ask()
     owner = owner.strip().lower()
-    if not SLUG.fullmatch(owner) or owner == NOBODY:
+    if not SLUG.fullmatch(owner) or owner == OWNER_PLACEHOLDER:
         raise InputError(f"{owner!r} is no Kaggle name: give the one in your profile's address, as OWNER=name")
     if owner != remembered:
         write_text(path, owner + "\n")

@@ -14,7 +14,7 @@ import socket
 import sys
 import traceback
 
-#: Looking these up asks nobody.
+#: Names and addresses that are resolved without a network.
 OWN_NAMES = {None, "", "127.0.0.1", "::1", "::", "0.0.0.0", "localhost", b"localhost"}
 CONNECTING = ("socket.connect", "socket.sendto", "socket.sendmsg")
 LOOKING_UP = ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr", "socket.getnameinfo")

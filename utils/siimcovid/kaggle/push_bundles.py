@@ -15,7 +15,7 @@ from typing import Any
 import siimcovid
 from siimcovid.core.errors import InputError
 from siimcovid.core.files import sha256, write_json
-from siimcovid.kaggle import NOBODY, SLUGS
+from siimcovid.kaggle import OWNER_PLACEHOLDER, SLUGS
 from siimcovid.kaggle.build_bundles import missing_bundles
 from siimcovid.kaggle.kaggle_client import client, require_client, run_client
 from siimcovid.kaggle.kaggle_metadata import DATASET_FILE, KERNEL_FILE, check_dataset, check_kernel, read_json
@@ -81,7 +81,7 @@ def check_bundles(folder: Path, ending: str) -> tuple[dict[Path, dict[str, Any]]
     kernel = read_json(path)
     check_kernel(kernel, path)
     owners = {str(metadata["id"]).partition("/")[0] for metadata in (*datasets.values(), kernel)}
-    if len(owners) > 1 or NOBODY in owners:
+    if len(owners) > 1 or OWNER_PLACEHOLDER in owners:
         raise InputError(
             f"{folder} was built for {' and '.join(sorted(owners))}; run `make kaggle OWNER=your-kaggle-name`"
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from siimcovid.core.errors import InputError
 from siimcovid.core.files import write_json
-from siimcovid.kaggle import CODE_ARCHIVE, KERNEL, NOBODY, SLUGS, sandbox, wheels_dataset
+from siimcovid.kaggle import CODE_ARCHIVE, KERNEL, OWNER_PLACEHOLDER, SLUGS, sandbox, wheels_dataset
 from siimcovid.kaggle.build_bundles import PACKAGE, Repository, assembled, build, missing_bundles, size_line
 from siimcovid.kaggle.code_dataset import write_code
 from siimcovid.kaggle.kaggle_image import KaggleImage, here, install_image, link_environment
@@ -113,7 +113,7 @@ def complete(bundles: Path, scratch: Path, python: str, log: Callable[[str], Non
     if "wheels" in absent and python == here() and repacked(trial / "wheels"):
         absent.remove("wheels")
         log(f"{size_line(trial / 'wheels')}, made of what is installed")
-    for line in build(trial, NOBODY, write_tiny_weights(scratch / "weights"), absent, pythons=(python,)):
+    for line in build(trial, OWNER_PLACEHOLDER, write_tiny_weights(scratch / "weights"), absent, pythons=(python,)):
         log(line)
     for bundle in {*SLUGS, KERNEL} - set(absent):
         if not (trial / bundle).exists():
@@ -129,9 +129,9 @@ def training_bundles(bundles: Path, scratch: Path) -> Path:
     repository = Repository()
     parameters = {"PRESET": "small", "MODE": "finetune", "OVERRIDES": tiny_overrides(TINY_SIDE)}
     weights = write_tiny_weights(scratch / "start")
-    build(folder, NOBODY, weights, ("weights",), repository)
+    build(folder, OWNER_PLACEHOLDER, weights, ("weights",), repository)
     with assembled(folder / KERNEL) as new:
-        write_kernel(repository.notebook, repository.kernel_template, NOBODY, parameters, new)
+        write_kernel(repository.notebook, repository.kernel_template, OWNER_PLACEHOLDER, parameters, new)
     return folder
 
 
@@ -140,7 +140,7 @@ def repacked(folder: Path) -> bool:
     try:
         with assembled(folder) as new:
             repack(wheels_dataset.read_pins(Repository().lock), new)
-            write_json(new / DATASET_FILE, dataset_metadata("wheels", NOBODY))
+            write_json(new / DATASET_FILE, dataset_metadata("wheels", OWNER_PLACEHOLDER))
     except InputError:
         return False
     return True

@@ -1,4 +1,4 @@
-"""Wheels made of what is installed, so that the rerun at home needs no network to have wheels to install.
+"""Wheels made of what is installed, so that a rehearsal has wheels to install without a network.
 
 In: distributions of this environment at the pinned versions. Out: wheels with the same files, for this Python alone.
 """
@@ -14,7 +14,7 @@ from siimcovid.kaggle import WHEEL_LIST
 from siimcovid.kaggle.wheels_dataset import wheel_list
 
 #: What an installer adds to a distribution's own files.
-ADDED = {"INSTALLER", "REQUESTED", "direct_url.json", "RECORD"}
+WRITTEN_BY_INSTALLER = {"INSTALLER", "REQUESTED", "direct_url.json", "RECORD"}
 
 
 def repack(pins: Mapping[str, str], folder: Path) -> None:
@@ -40,7 +40,7 @@ def _write_wheel(distribution: importlib.metadata.Distribution, folder: Path) ->
         file
         for file in distribution.files or ()
         # scripts lie outside site-packages, and pip makes them anew
-        if file.parts[0] != ".." and "__pycache__" not in file.parts and file.name not in ADDED
+        if file.parts[0] != ".." and "__pycache__" not in file.parts and file.name not in WRITTEN_BY_INSTALLER
     ]
     information = next((file.parts[0] for file in files if file.parts[0].endswith(".dist-info")), None)
     if not tags or information is None:

@@ -110,14 +110,14 @@ def gather(pins: Mapping[str, str], folder: Path, pythons: Sequence[str] = PYTHO
     requirements = [f"{name}=={version}" for name, version in pins.items()]
     notes = []
     for python in pythons:
-        if _succeeds(download_command(requirements, python, folder)) is None:
+        if _pip_error(download_command(requirements, python, folder)) is None:
             continue
         for requirement in requirements:  # one of them has no wheel: find out which
-            complaint = _succeeds(download_command([requirement], python, folder))
-            if complaint is None or _build(requirement, folder):
+            error = _pip_error(download_command([requirement], python, folder))
+            if error is None or _build(requirement, folder):
                 continue
             if requirement.partition("==")[0] not in OPTIONAL:
-                raise InputError(f"no wheel of {requirement} for Python {python}: {complaint}")
+                raise InputError(f"no wheel of {requirement} for Python {python}: {error}")
             notes.append(f"{requirement} has no wheel for Python {python}: other decoders read its images there")
     write_text(folder / WHEEL_LIST, wheel_list(pins, folder))
     return notes
@@ -126,7 +126,7 @@ def gather(pins: Mapping[str, str], folder: Path, pythons: Sequence[str] = PYTHO
 def _build(requirement: str, folder: Path) -> bool:
     """Build a wheel, and keep it if every Python can use it."""
     with tempfile.TemporaryDirectory() as scratch:
-        if _succeeds(build_command(requirement, Path(scratch))) is not None:
+        if _pip_error(build_command(requirement, Path(scratch))) is not None:
             return False
         built = list(Path(scratch).glob("*-none-any.whl"))
         for path in built:
@@ -134,8 +134,8 @@ def _build(requirement: str, folder: Path) -> bool:
     return bool(built)
 
 
-def _succeeds(command: Sequence[str]) -> str | None:
-    """None, or the last error line of a command that failed."""
+def _pip_error(command: Sequence[str]) -> str | None:
+    """Run pip: the last error line where it failed, else None."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return None

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from siimcovid.apps.doctor.check_result import MISSING, NOTE, OK, Finding, Surroundings
-from siimcovid.kaggle import CODE_ARCHIVE, KERNEL, NOBODY, SLUGS, WHEEL_LIST
+from siimcovid.kaggle import CODE_ARCHIVE, KERNEL, OWNER_PLACEHOLDER, SLUGS, WHEEL_LIST
 
 BUILD = "make kaggle OWNER=your-kaggle-name"
 
@@ -70,7 +70,7 @@ def _kernel(folder: Path) -> Finding:
         code = folder / str(facts["code_file"])
     except (OSError, ValueError, KeyError, TypeError):
         return Finding(MISSING, f"kernel: no {path}, or a damaged one", BUILD)
-    if owner in ("", NOBODY):
+    if owner in ("", OWNER_PLACEHOLDER):
         return Finding(MISSING, f"kernel: {path} names no account", BUILD)
     if facts.get("enable_internet") is not False:
         return Finding(MISSING, f"kernel: {path} does not switch the internet off, so it could not be submitted", BUILD)
