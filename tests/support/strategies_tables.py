@@ -44,8 +44,8 @@ def fuzzed(examples: int, of: int, **strategies: st.SearchStrategy) -> Callable[
                 return
             end, tried = time.monotonic() + 60 * MINUTES / of, 0
             while time.monotonic() < end:
-                run(500)
-                tried += 500
+                run(100)
+                tried += 100
             print(f"{check.__name__}: {tried:,} inputs")
 
         test.__name__, test.__doc__ = check.__name__, check.__doc__
