@@ -22,7 +22,7 @@ def fit_saving_often(stage: str, preset: Preset, images: pd.DataFrame, folder: P
 
     from siimcovid.training import train_stage, training_loop
 
-    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - progress bars of a hundred runs
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - what a hundred runs say
     torch.set_num_threads(1)
     training_loop.SAVE_EVERY = 0.2
     train_stage.fit(stage, preset, images, folder, None, out)
