@@ -69,12 +69,12 @@ def half_trained(stage: str, folder: str, last: int) -> Callable:
                 if len(steps) == last:
                     end()
 
-        return train_stage(name, config, model, dataset, out, **options, on_step=on_step)
+        return train(name, config, model, dataset, out, **options, on_step=on_step)
 
     return wrapped
 
 
-prepare, train_stage, predict_images = image_cache.prepare, train_stage.train, predictor.predict_images
+prepare, train, predict_images = image_cache.prepare, train_stage.train, predictor.predict_images
 
 
 def patches(point: str) -> list:
