@@ -1,5 +1,6 @@
-"""Trained models and prepared images become one ensemble prediction.
+"""Trained models and images become one ensemble prediction.
 
-In: models and rows of the index. Out: tables of boxes and study probabilities per model; calibrated, fused and combined
-into one prediction by numbers that are fitted here on out-of-fold predictions; pseudo-labels made of it.
+In: models and rows of the index, or the image files that people name. Out: tables of boxes and study probabilities per
+model; calibrated, fused and corrected by late fusion with numbers that are fitted here on out-of-fold predictions;
+pseudo-labels made of them; and the files of `siimcovid predict`.
 """
