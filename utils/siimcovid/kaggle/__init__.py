@@ -6,11 +6,12 @@ folders, the kernel on Kaggle, or the list of faults that a rehearsal found.
     requirements.lock ─ wheels_dataset.py ──> datasets/wheels/   what Kaggle's Python lacks, with checksums
     notebook ────────── kernel_folder.py ───> datasets/kernel/   the notebook and kernel-metadata.json, naming all three
 
-`build_bundles.py` makes the four folders (kaggle_metadata.py knows Kaggle's rules, kaggle_account.py the owner), and
-`push_bundles.py` hands them to Kaggle's own client. `install_wheels.py` runs in the kernel's first cell.
-`rehearsal.py` executes the bundles as Kaggle would, a run at a time (rehearsal_run.py): kaggle_image.py is Kaggle's
-Python, sandbox.py its machine, network_guard.py the missing network; rehearsal_inputs.py and repack_wheels.py give it
-inputs.
+`build_bundles.py` makes the four folders (kaggle_metadata.py knows Kaggle's rules, kaggle_account.py the owner).
+`push_bundles.py` uploads them, and `kernel_runs.py` follows the run: its status, output and submission, both through
+Kaggle's own client (kaggle_client.py). In the kernel, `install_wheels.py` runs in the first cell; `smoke_test.py` is
+the smoke kernel. `rehearsal.py` executes the bundles as Kaggle would, a run at a time (rehearsal_run.py):
+kaggle_image.py is Kaggle's Python (versions in images/), sandbox.py its machine, network_guard.py the missing network;
+rehearsal_inputs.py and repack_wheels.py give it inputs.
 """
 
 #: The three datasets: folder name -> slug on Kaggle, which is also the folder name of the mount.
