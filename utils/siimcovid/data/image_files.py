@@ -18,9 +18,9 @@ from PIL import ExifTags, Image
 from pydicom import dcmread
 
 from siimcovid.core.errors import InputError
-from siimcovid.data import image_cache
 from siimcovid.data.dicom_headers import read_header
 from siimcovid.data.dicom_image import read_image
+from siimcovid.data.picture_files import read_picture
 
 #: First bytes of a file -> the ending under which image_cache reads it.
 SIGNATURES = {b"\x89PNG\r\n\x1a\n": ".png", b"\xff\xd8\xff": ".jpg"}
@@ -122,7 +122,7 @@ def read_image_file(path: Path | str) -> np.ndarray:
             picture = _ending(stream.read(8)) != ".dcm"
     except OSError as error:
         raise InputError(f"{_utf8(path)} cannot be read ({error.strerror}); name an image file") from None
-    return image_cache._read_picture(str(path)) if picture else read_image(path)
+    return read_picture(path)[0] if picture else read_image(path)
 
 
 def original_size(path: Path) -> tuple[int, int]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from torch import nn
 
 from siimcovid.core.configuration import Preset
@@ -23,7 +22,6 @@ from siimcovid.data import duplicates, folds
 from siimcovid.kernel.lower_resolution import inference_changes
 from siimcovid.kernel.run import Run
 from siimcovid.models import checkpoints, weights_manifest
-from siimcovid.models.backbone import for_inference
 from siimcovid.training import multi_gpu, train_stage
 
 
@@ -123,14 +121,5 @@ def given(run: Run, name: str) -> Path:
 
 
 def read(path: Path, stage: str) -> tuple[Any, nn.Module]:
-    """Read a checkpoint: the configuration, and the model made for inference.
-
-    Raises InputError where it is of another stage or holds a number that is not finite.
-    """
-    found, config, model = checkpoints.load(path)
-    if found != stage:
-        raise InputError(f"{path} holds stage {found}, not {stage}")
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise InputError(f"{path}: the weights {name} hold numbers that are not finite; train stage {stage} again")
-    return config, for_inference(model)
+    """A checkpoint's configuration and its model made for inference, see `checkpoints.load_for_inference`."""
+    return checkpoints.load_for_inference(path, stage)
