@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -290,6 +291,7 @@ def test_a_failure_half_way_keeps_the_old_folder(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["code", "b"]
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="no git: apt-get install git")
 def test_git_ignores_what_is_built_and_keeps_the_explanation():
     names = [f"datasets/{name}/file" for name in (*SLUGS, KERNEL)]
     names += [f"datasets/{name}/{DATASET_FILE}" for name in SLUGS]

@@ -3,5 +3,3 @@
 In: boxes, `none` confidences and study probabilities; the ground truth. Out: submission.csv in pixels, its validation
 against the sample, and the scores.
 """
-
-from siimcovid.core import opencv  # noqa: F401  # fails with a sentence where OpenCV cannot be loaded

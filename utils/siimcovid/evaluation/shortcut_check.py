@@ -13,12 +13,12 @@ precision, null where no study has the study label}}.
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 
 from siimcovid.core.files import nan_to_null, write_json
 from siimcovid.core.labels import STUDY_LABELS
+from siimcovid.core.opencv import cv2
 from siimcovid.evaluation.mean_average_precision import study_precisions
 
 #: Share of the side that is border, at each of the four.
