@@ -221,7 +221,7 @@ def test_stops_when_the_time_is_up(tmp_path):
 
 
 class Broken(Line):
-    """Its loss is not finite in the fourth step of the `bad` epochs, from 1, or in every epoch of an image of this name."""
+    """Its loss is not finite in the fourth step of the `bad` epochs, from 1; without any, wherever an image is seen."""
 
     bad, image, count = (), "image7", 0
 
