@@ -21,7 +21,7 @@ from siimcovid.data.image_files import find_images
 from siimcovid.evaluation.submission_validator import validate
 from siimcovid.inference import predict_files, trained_model
 from siimcovid.models import checkpoints, weights_manifest
-from support import predicting
+from support import predict_processes
 from support.dicom_files import write
 from support.tiny_weights import write_weights
 
@@ -147,7 +147,7 @@ def test_killed_and_called_again_it_writes_the_same(whole, images, weights, tmp_
         patch.setattr(predict_files, "PART", 4)
         for parts in (0, 2):
             process = multiprocessing.get_context("spawn").Process(
-                target=predicting.predict_and_die, args=(parts, arguments, 4)
+                target=predict_processes.predict_and_die, args=(parts, arguments, 4)
             )
             process.start()
             process.join(300)
@@ -180,7 +180,9 @@ def test_two_processes_write_what_one_writes(whole, images, weights, tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=predicting.predict_as, args=(rank, port, arguments, 4)) for rank in (0, 1)]
+    processes = [
+        context.Process(target=predict_processes.predict_as, args=(rank, port, arguments, 4)) for rank in (0, 1)
+    ]
     for process in processes:
         process.start()
     for process in processes:

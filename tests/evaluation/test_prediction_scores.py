@@ -10,7 +10,7 @@ from siimcovid.evaluation.ensemble_prediction import EnsemblePrediction
 from siimcovid.evaluation.prediction_scores import class_scores
 from siimcovid.evaluation.submission_csv import Priors, read_table, write_submission
 from siimcovid.inference.ensemble import combine
-from support.small_world import PRESET, world
+from support.random_predictions import PRESET, world
 
 
 def test_class_scores_are_the_metrics(tmp_path):

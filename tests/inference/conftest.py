@@ -3,7 +3,7 @@
 import pytest
 
 from siimcovid.inference.model_outputs import ModelOutputs
-from support.three_images import three_images
+from support.three_image_predictions import three_images
 
 
 @pytest.fixture

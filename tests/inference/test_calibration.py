@@ -4,7 +4,7 @@ import pytest
 from scipy.special import expit, logit
 
 from siimcovid.inference.calibration import calibrate
-from support.three_images import preset
+from support.three_image_predictions import preset
 
 
 def test_calibration_is_by_detector(outputs):

@@ -10,7 +10,7 @@ from siimcovid.core.presets import load_preset
 from siimcovid.inference.ensemble import combine, ensemble
 from siimcovid.inference.model_outputs import ModelOutputs
 from siimcovid.inference.weighted_boxes_fusion import fuse
-from support.three_images import LEFT, boxes, preset
+from support.three_image_predictions import LEFT, boxes, preset
 
 
 def test_nothing_crosses_in_the_plain_preset(outputs):

@@ -18,7 +18,7 @@ from siimcovid.evaluation.prediction_scores import class_scores
 from siimcovid.inference import fit_ensemble
 from siimcovid.inference.ensemble import combine
 from siimcovid.inference.model_outputs import ModelOutputs
-from support.small_world import PRESET, world
+from support.random_predictions import PRESET, world
 
 
 def test_what_helps_is_kept_and_helps_images_that_no_fit_saw():

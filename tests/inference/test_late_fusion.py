@@ -9,7 +9,7 @@ from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.inference.ensemble import combine
 from siimcovid.inference.late_fusion import laterality_evidence, laterality_probabilities, none_evidence
 from siimcovid.inference.model_outputs import ModelOutputs
-from support.three_images import LEFT, RIGHT, boxes, preset
+from support.three_image_predictions import LEFT, RIGHT, boxes, preset
 
 
 def test_none_is_learned_of_all(outputs):

@@ -138,7 +138,7 @@ def test_code_archive_holds_the_package_and_is_the_same_every_time(tmp_path):
     assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
     names = set(zipfile.ZipFile(tmp_path / "one.zip").namelist())
     assert {"siimcovid/__init__.py", CODE_MARKER, "siimcovid/kaggle/install_wheels.py", "LICENSE"} <= names
-    assert "siimcovid/kaggle/images/2026-06.txt" in names
+    assert "siimcovid/kaggle/docker_images/2026-06.txt" in names
     assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
 
 

@@ -13,12 +13,12 @@ import pytest
 
 from siimcovid.core.errors import InputError
 from siimcovid.kaggle import CODE_MARKER, KERNEL, SLUGS, kernel_runs
-from siimcovid.kaggle import push_bundles as push_module
+from siimcovid.kaggle import push_to_kaggle as push_module
 from siimcovid.kaggle.kaggle_client import client
 from siimcovid.kaggle.kaggle_metadata import DATASET_FILE
 from siimcovid.kaggle.kernel_folder import session_kernels
 from siimcovid.kaggle.kernel_runs import download_output, kernel_id, kernel_status, submit, wait_until_done
-from siimcovid.kaggle.push_bundles import PUSHED, dataset_status, push, read_pushed, wait_until_ready
+from siimcovid.kaggle.push_to_kaggle import PUSHED, dataset_status, push, read_pushed, wait_until_ready
 from support.bundle_files import write_bundles
 from support.kaggle_stub import Stub
 

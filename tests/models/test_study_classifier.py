@@ -16,7 +16,7 @@ from siimcovid.inference.predictor import predict_table, study_probabilities
 from siimcovid.models.checkpoints import build_model
 from siimcovid.models.study_classifier import draw_boxes, probabilities
 from siimcovid.training import train_stage
-from support.stages import Fixed, eight_images
+from support.tiny_stages import Fixed, eight_images
 
 PLAIN = replace(SMALL.study, dropout=0.0, views=0)
 BOXES = [torch.tensor([[0.0, 0.0, 0.5, 1.0]]), torch.empty(0, 4)]

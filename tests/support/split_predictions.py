@@ -1,4 +1,4 @@
-"""What test_predict.py runs in one process and in two: every model on a few images."""
+"""What test_predictor.py runs in one process and in two: every model on a few images."""
 
 import os
 from pathlib import Path

@@ -10,7 +10,7 @@ from siimcovid.core.labels import NIH_FINDINGS, STUDY_LABELS
 from siimcovid.core.presets import load_preset
 from siimcovid.data.competition import index_table
 from siimcovid.models import checkpoints
-from support.killed import Killer
+from support.killed_training import Killer
 
 pytestmark = pytest.mark.slow
 

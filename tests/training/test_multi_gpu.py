@@ -18,7 +18,7 @@ from siimcovid.models import checkpoints
 from siimcovid.models.checkpoints import build_model, read_tensors
 from siimcovid.synthetic.demo_competition import write_competition
 from siimcovid.training import multi_gpu
-from support import launched
+from support import two_processes
 
 pytestmark = pytest.mark.slow
 
@@ -51,8 +51,15 @@ def runs(tmp_path_factory) -> tuple[Path, Path]:
     damaged = images["path"].iloc[3]
     Path(damaged).write_bytes(Path(damaged).read_bytes()[:200])
     competition.write_index(images, folder / "index.csv")
-    launched.work(folder, folder / "one")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", launched.__file__]
+    two_processes.work(folder, folder / "one")
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        two_processes.__file__,
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(
         [*command, folder, folder / "two"], env=environment, capture_output=True, text=True, timeout=600
@@ -65,7 +72,9 @@ def runs(tmp_path_factory) -> tuple[Path, Path]:
 def test_the_same_steps(stage, runs):
     """Every weight after the updates, to float32's rounding; running statistics are each process's own."""
     one, two = (read_tensors(out / f"{stage}.safetensors")[0] for out in runs)
-    weights = [name for name, _ in build_model(stage, getattr(launched.few_steps(stage), stage)).named_parameters()]
+    weights = [
+        name for name, _ in build_model(stage, getattr(two_processes.few_steps(stage), stage)).named_parameters()
+    ]
     assert len(weights) > 3
     for name in weights:
         torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-5)
@@ -102,7 +111,7 @@ def test_a_notebook_trains_in_two_processes(runs, tmp_path, monkeypatch):
     images = competition.read_index(one.parent / "index.csv")
     failed = pd.read_csv(one / "cache" / "failures.csv", dtype=str)["image_id"]
     samples = images[~images["image_id"].isin(failed)].reset_index(drop=True)
-    preset = override(launched.few_steps("study"), {"study.training.batch": 4})
+    preset = override(two_processes.few_steps("study"), {"study.training.batch": 4})
     path = multi_gpu.fit("study", preset, samples, one / "cache", None, tmp_path, processes=2)
     expected, found = read_tensors(one / "study.safetensors")[0], read_tensors(path)[0]
     for name in ("head.0.weight", "head.3.bias"):
@@ -118,7 +127,7 @@ def test_two_processes_go_on_where_one_has_paused(runs, tmp_path, monkeypatch):
     failed = pd.read_csv(one / "cache" / "failures.csv", dtype=str)["image_id"]
     samples = images[~images["image_id"].isin(failed)].reset_index(drop=True)
     changes = {"study.training.batch": 3, "study.training.nominal_batch": 0, "study.dropout": 0.0}
-    task = "study", override(launched.few_steps("study"), changes), samples, one / "cache", None
+    task = "study", override(two_processes.few_steps("study"), changes), samples, one / "cache", None
     whole = multi_gpu.fit(*task, tmp_path / "whole", processes=1)
     multi_gpu.fit(*task, tmp_path / "first", seconds=0.0, processes=1, pause=True)
     second = tmp_path / "second"
@@ -144,7 +153,7 @@ def test_a_failed_process_is_an_error(runs, tmp_path, monkeypatch):
     one, _ = runs
     images = competition.read_index(one.parent / "index.csv").assign(study_label=None)
     with pytest.raises(RuntimeError, match=r"stage study in 2 processes.*no images to train on") as caught:
-        multi_gpu.fit("study", launched.few_steps("study"), images, one / "cache", None, tmp_path, processes=2)
+        multi_gpu.fit("study", two_processes.few_steps("study"), images, one / "cache", None, tmp_path, processes=2)
     assert not is_out_of_memory(caught.value)
     assert not list(tmp_path.glob("study.*"))
 

@@ -19,8 +19,8 @@ from siimcovid.inference.predictor import predict_table, study_probabilities
 from siimcovid.models import checkpoints, weights_manifest
 from siimcovid.training import train_stage
 from siimcovid.training.frozen_features import FeatureCache, FrozenFeatures
-from siimcovid.training.identity import differences
-from support.stages import BOX, Fixed, eight_images
+from siimcovid.training.training_identity import differences
+from support.tiny_stages import BOX, Fixed, eight_images
 
 pytestmark = pytest.mark.slow
 

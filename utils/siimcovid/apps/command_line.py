@@ -13,7 +13,7 @@ from types import ModuleType
 from siimcovid import __version__
 from siimcovid.core.errors import InputError, InstallationError
 
-#: verb -> one line of help; the verb's code is `commands/<verb>_command.py`.
+#: verb -> one line of help; the verb's code is the module `VERB_command` of the folder commands.
 VERBS = {
     "run": "execute the notebook on a competition folder and write its report",
     "synthetic": "write a synthetic demo competition",

@@ -7,7 +7,7 @@ folders, the kernel on Kaggle, or the list of faults that a rehearsal found.
     notebook ────────── kernel_folder.py ───> datasets/kernel/   the notebook and kernel-metadata.json, naming all three
 
 `build_bundles.py` makes the four folders (kaggle_metadata.py knows Kaggle's rules, kaggle_account.py the owner).
-`push_bundles.py` uploads them, and `kernel_runs.py` follows the run: its status, output and submission, both through
+`push_to_kaggle.py` uploads them, and `kernel_runs.py` follows the run: its status, output and submission, both through
 Kaggle's own client (kaggle_client.py). In the kernel, `install_wheels.py` runs in the first cell; `smoke_test.py` is
 the smoke kernel. `rehearsal.py` executes the bundles as Kaggle would, a run at a time (rehearsal_run.py):
 kaggle_image.py is Kaggle's Python (versions in images/), sandbox.py its machine, network_guard.py the missing network;

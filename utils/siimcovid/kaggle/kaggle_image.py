@@ -27,7 +27,7 @@ from siimcovid.kaggle.wheels_dataset import LACKING, UNUSED, canonical
 HIDDEN = ("siimcovid", *LACKING, *UNUSED)
 
 #: The dated lists.
-IMAGES = Path(__file__).parent / "images"
+IMAGES = Path(__file__).parent / "docker_images"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,6 @@
-"""The two JSON files that Kaggle's client reads beside an upload, and their rules.
+"""What stands in dataset-metadata.json and kernel-metadata.json, which Kaggle's client reads, and their rules.
+
+kernel_folder.py and build_bundles.py write the files, push_to_kaggle.py uploads with them.
 
 In: the owner's Kaggle name and, for the kernel, the repository's kernel-metadata.json. Out: dictionaries that the
 client accepts; what it or the server would refuse is refused here, by name, before anything is uploaded.

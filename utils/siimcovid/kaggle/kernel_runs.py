@@ -14,7 +14,7 @@ from siimcovid.core.paths import COMPETITION_SLUG
 from siimcovid.kaggle.kaggle_client import client, require_client, run_client
 from siimcovid.kaggle.kaggle_metadata import KERNEL_FILE, check_kernel, read_json
 from siimcovid.kaggle.kernel_folder import folder_name
-from siimcovid.kaggle.push_bundles import read_pushed
+from siimcovid.kaggle.push_to_kaggle import read_pushed
 
 #: Kaggle's words for a run that goes on.
 UNFINISHED = ("queued", "running", "new_script", "cancel_requested")

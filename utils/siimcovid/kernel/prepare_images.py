@@ -1,4 +1,8 @@
-"""Preparing the images in rounds, those of the submission first, as long as the time allows."""
+"""Preparing the images in rounds, those of the submission first, as long as the time allows.
+
+An image that cannot be read is caught in data/image_cache.py and listed; its row in the submission holds the train
+set's frequencies (write_submissions.py).
+"""
 
 from dataclasses import replace
 
@@ -33,6 +37,7 @@ def prepare(run: Run) -> pd.DataFrame:
             # a quarter of the time to spare a round: the images may turn out slower than the first ones were
             tried += max(1, int(max(ROUND, spare / 4) / max(run.planner.profile.prepare, 1e-6)))
             record.failures = image_cache.prepare(images.head(tried), run.cache, run.preset.cache_size)
+            record.notices = image_cache.read_notices(run.cache)
     if images is None:
         record.failures = run.competition.images[["image_id", "path"]].assign(reason="was not prepared")
         return record.failures

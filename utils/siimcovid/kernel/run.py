@@ -164,6 +164,7 @@ class Run:
             "degraded": self.degraded,
             "problems": list(self.competition.problems),
             "failures": self.record.failures.to_dict("records"),
+            "notices": self.record.notices.to_dict("records"),
             "requested": to_dict(self.planner.requested),
             "plan": self.plan.to_json(),
         }

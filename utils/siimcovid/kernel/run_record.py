@@ -8,6 +8,7 @@
     degraded   [{step, reason, fallback, traceback}]: see recovery.py
     problems   [what did not fit in the competition folder]
     failures   [{image_id, path, reason}]: images that could not be prepared
+    notices    [{image_id, notice}]: what may not show in an image as it was meant, see data/image_cache.py
     requested, plan   the preset as asked for, and what of it runs; a restart in the same folder trains by these
 
 The file is standard JSON: a number that is not finite is written as null.
@@ -28,6 +29,7 @@ from siimcovid.core.files import write_json
 
 RECORD = "run.json"
 FAILURE_COLUMNS = ["image_id", "path", "reason"]
+NOTICE_COLUMNS = ["image_id", "notice"]
 
 
 @dataclass
@@ -40,6 +42,7 @@ class RunRecord:
     dropped: list[str] = field(default_factory=list)  # by the plan, before anything of it ran
     ended: list[str] = field(default_factory=list)  # steps that the end of the hours cut short
     failures: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=FAILURE_COLUMNS))
+    notices: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=NOTICE_COLUMNS))
     by_priors: int | None = None  # rows of submission.csv that hold the train set's frequencies; None: not written yet
 
     def add_seconds(self, step: str, seconds: float) -> None:

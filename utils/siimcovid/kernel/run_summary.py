@@ -18,7 +18,8 @@ def problem_lines(run: Run) -> list[str]:
     for title, items in (
         ("Dropped to fit the hours", [*run.record.dropped, *run.record.ended]),
         ("DEGRADED", [f"{d['step']}: {shortened(d['reason'])}; instead: {d['fallback']}" for d in run.degraded]),
-        ("Images that could not be prepared", _failures(run.record.failures)),
+        ("Images that could not be prepared", _images(run.record.failures, "reason")),
+        ("Images that may not show what was meant", _images(run.record.notices, "notice")),
         ("What did not fit in the competition folder", list(run.competition.problems)),
     ):
         lines += [f"{title}:", *(f"- {item}" for item in items)] if items else [f"{title}: nothing"]
@@ -32,9 +33,10 @@ def submission_line(run: Run) -> str:
     return f"submission.csv: {rows} rows, {answered}"
 
 
-def _failures(failures: pd.DataFrame, shown: int = 20) -> list[str]:
-    lines = [f"{row.image_id}: {shortened(row.reason)}" for row in failures.head(shown).itertuples()]
-    return [*lines, f"and {len(failures) - shown} more"] if len(failures) > shown else lines
+def _images(table: pd.DataFrame, column: str, shown: int = 20) -> list[str]:
+    first = table.head(shown)
+    lines = [f"{image}: {shortened(text)}" for image, text in zip(first["image_id"], first[column], strict=True)]
+    return [*lines, f"and {len(table) - shown} more"] if len(table) > shown else lines
 
 
 def _seconds(value: float | None) -> str:

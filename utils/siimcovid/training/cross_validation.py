@@ -3,14 +3,14 @@
 In: the index of a competition's train part, its cache, a preset and the folder of weights to start from. Out, in one
 folder:
 
-    detections.csv      the detections table (predict.py) of the images held out, detectors' and ensemble's, with folds
+    detections.csv      detections (see predictor.py) of the images held out, detectors' and ensemble's, with folds
     image_study_probabilities.csv     the study models' probabilities for each image (predictor.py), with folds
-    study_probabilities.csv          study_id, the four probabilities (combine.py), fold
+    study_probabilities.csv          study_id, the four probabilities (predictor.py), fold
     submission.csv      the ensemble's answer to all these images; submissions/<model>.csv each detector's
     scores.json         model -> average precision of each class and their mean, by the competition's metric
     weights/            the folds' models as members of a fold ensemble, once all are trained: a weights folder for the
                         kernel with `members`, and the place for the numbers of `siimcovid fit-ensemble`
-    shortcuts.json      the study models' score on images with markers and borders covered (shortcuts.py)
+    shortcuts.json      the study models' score on images with markers and borders covered (shortcut_check.py)
     crossval.json       what all folds have in common; a preset that differs in it is refused this folder
     fold_<K>/           the stages trained without fold K with their manifest, what they predicted of it, and images.csv
                         (image_id, patient_id, side: "train" or "held out")
@@ -43,9 +43,9 @@ from siimcovid.inference.predictor import predict_table, study_probabilities
 from siimcovid.models import checkpoints, weights_manifest
 from siimcovid.training import out_of_fold
 from siimcovid.training.frozen_features import FeatureCache
-from siimcovid.training.identity import is_finished
 from siimcovid.training.out_of_fold import OutOfFold, read_predictions
 from siimcovid.training.train_stage import fit, identity_of
+from siimcovid.training.training_identity import is_finished
 
 #: What folds have in common, beside their stages' configurations.
 SHARED = ("cache_size", "folds", "seed")
@@ -86,7 +86,7 @@ def cross_validate(
 ) -> OutOfFold:
     """Train and predict, fold by fold, what is not there yet, and write detections.csv and study_probabilities.csv.
 
-    A stage that is finished is trained again only where its identity (identity.py) has changed.
+    A stage that is finished is trained again only where its identity (training_identity.py) has changed.
 
     Args:
         images: the index; train rows with a study label whose image lies in the cache are used.
@@ -225,7 +225,7 @@ def _patients_seen(folder: Path, train: pd.DataFrame, held_out: pd.DataFrame) ->
 
 
 def check_shortcuts(found: OutOfFold, cache: Path, out: Path) -> str:
-    """How much the folds' study models lose on images with markers and borders covered; see shortcuts.py.
+    """How much the folds' study models lose on images with markers and borders covered; see shortcut_check.py.
 
     Writes study_covered.csv into the folds' folders and shortcuts.json, and returns the latter as text.
     """

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from siimcovid.core.device import choose_device
 from siimcovid.core.progress import progress_bar
 from siimcovid.data.datasets import ImageDataset, loader
-from siimcovid.training.identity import features_identity
+from siimcovid.training.training_identity import features_identity
 
 
 @dataclass
@@ -20,7 +20,7 @@ class FeatureCache:
     A search or an ablation makes one and passes it to `train_stage.fit`.
     """
 
-    key: str | None = None  # identity.features_identity of what the table was made of
+    key: str | None = None  # training_identity.features_identity of what the table was made of
     table: Tensor | None = None  # (views, images, channels)
     seconds: float = 0.0  # of processor time that the table took
 

@@ -5,7 +5,7 @@ In: trials of a space (search_space.py), a preset, and what `train_stage.fit` wa
     search.csv          a row per trial that has ended, best first: rank, trial, metric (of validation on the held-out
                         fold, in the best epoch), best_epoch, seconds (of training), the settings that the trial
                         changed, state (finished or failed), reason (of a failure)
-    search.json         the identity that the trials have in common (identity.py); another search is refused this folder
+    search.json         what the trials have in common (training_identity.py); another search is refused this folder
     trials/<trial>/     the trial's metrics and trial.json (its row); the checkpoint of the best trial only
 
 A trial is named by its settings, so an ended one is not run again and an interrupted one goes on at its last epoch,
@@ -40,9 +40,9 @@ from siimcovid.core.memory_errors import is_out_of_memory
 from siimcovid.core.overrides import override
 from siimcovid.models import weights_manifest
 from siimcovid.training.frozen_features import FeatureCache
-from siimcovid.training.identity import differences
 from siimcovid.training.search_space import Settings, name_of
 from siimcovid.training.train_stage import fit, identity_of
+from siimcovid.training.training_identity import differences
 from siimcovid.training.training_loop import NotFiniteError
 
 

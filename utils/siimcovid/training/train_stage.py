@@ -31,7 +31,7 @@ from siimcovid.inference.predictor import predict_table, study_probabilities
 from siimcovid.models import checkpoints, initial_weights
 from siimcovid.models.backbone import for_inference
 from siimcovid.training.frozen_features import FeatureCache, FrozenFeatures
-from siimcovid.training.identity import Identity, is_finished, stage_identity
+from siimcovid.training.training_identity import Identity, is_finished, stage_identity
 from siimcovid.training.training_loop import print_warning, train
 
 
@@ -124,7 +124,7 @@ def split_images(
 def identity_of(
     stage: str, preset: Preset, images: pd.DataFrame, folder: Path, start: Path | None, out: Path | None = None
 ) -> Identity:
-    """The identity (identity.py) of what `fit` makes of the same arguments."""
+    """The identity (training_identity.py) of what `fit` makes of the same arguments."""
     return stage_identity(stage, preset, *split_images(stage, preset, images, folder), start, out)
 
 

@@ -38,10 +38,10 @@ from siimcovid.data.datasets import loader
 from siimcovid.data.samplers import EpochSampler
 from siimcovid.models import checkpoints
 from siimcovid.training import epoch_log
-from siimcovid.training.identity import is_finished
 from siimcovid.training.learning_rate import make_schedule
 from siimcovid.training.optimizer import make_average, make_optimizer
 from siimcovid.training.step_batches import StepBatches
+from siimcovid.training.training_identity import is_finished
 from siimcovid.training.training_state import Progress, TrainingState, read_state
 
 #: Seconds of training after which the state is written again, at the next update.
@@ -89,7 +89,7 @@ def train(
         dataset: samples as in datasets.py.
         out: folder for everything written.
         seed: of the order of images, their augmentation and the model's own draws.
-        identity: of the training (identity.py); by default the configuration, the seed and the number of images.
+        identity: of the training, see training_identity.py; by default configuration, seed and number of images.
         sampling_weights: weight of each sample when images are drawn with replacement; None visits each once an epoch.
         evaluate: validation metric of a model, higher is better; with it the best epoch is kept, else the last. NaN is
             taken for no metric.

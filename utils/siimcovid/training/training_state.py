@@ -1,7 +1,7 @@
 """All that a restart of a training needs, in one file: written whole or not at all, read without running its code.
 
-`<stage>.resume.pt` is a torch archive of tensors, numbers and texts: the identity of the training (identity.py), the
-model, the optimizer, the schedule, the averaged weights, the gradient scaler, the best weights so far and `Progress`.
+`<stage>.resume.pt` is a torch archive of tensors, numbers and texts: the identity (training_identity.py), the model,
+the optimizer, the schedule, the averaged weights, the gradient scaler, the best weights so far and `Progress`.
 """
 
 import math
@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from siimcovid.core.errors import InputError
 from siimcovid.core.files import atomic_path
-from siimcovid.training.identity import differences
+from siimcovid.training.training_identity import differences
 
 
 @dataclass

@@ -1,4 +1,7 @@
-"""The whole ablation: which competitions, who trains on which, and what is compared where."""
+"""The whole ablation: which variant is trained on which competition, and every comparison on all of them.
+
+What is switched on and off stands in compared_systems.py, the table of the results in ablation_table.py.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

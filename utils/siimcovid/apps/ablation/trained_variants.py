@@ -1,7 +1,7 @@
 """The models of an ablation: each is trained once a competition, and its predictions are kept.
 
 In: AblationData. Out, in <competition>/variants/<variant>/: the checkpoint, `test.csv` and `test_hflip.csv`, what it
-predicts for the test images and of these mirrored (predict.py's tables), for a variant that a fold was held out from
+predicts for the test images and of these mirrored (predictor.py's tables), for a variant that a fold was held out from
 `held_out.csv` and `held_out_hflip.csv` of that fold's, and `cost.json`: processor seconds of training, and of
 predicting an image.
 """

@@ -148,7 +148,7 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _push(args: argparse.Namespace) -> int:
-    from siimcovid.kaggle.push_bundles import push
+    from siimcovid.kaggle.push_to_kaggle import push
 
     push(args.out, args.kernel)
     return 0

@@ -105,10 +105,11 @@ def data_charts(images: pd.DataFrame) -> list[Figure]:
 
 
 def show_preparation(run: Run, failures: pd.DataFrame) -> None:
-    """How many images were prepared, and a table of those that could not be."""
+    """How many images were prepared, and tables of those that could not be and of what was noticed of the others."""
     print(f"{len(run.prepared_images)} images prepared, {len(failures)} could not be")
-    if len(failures):
-        display(failures.head(20))
+    for table in (failures, run.record.notices):
+        if len(table):
+            display(table.head(20))
 
 
 def show_training(run: Run, models: pd.DataFrame) -> None:

@@ -86,6 +86,10 @@ def trouble_section(run: RunFolder) -> Section:
         rows = [[str(row.get("image_id", "?")), str(row.get("reason", "?"))] for row in failures]
         note = "Their rows in the submission are the train set's frequencies."
         blocks.append(Table(f"Images that could not be read: {len(rows)}", ["image", "reason"], rows, note))
+    if notices := facts.get("notices") or []:
+        rows = [[str(row.get("image_id", "?")), str(row.get("notice", "?"))] for row in notices]
+        note = "They were read, with this of their files ignored or mended."
+        blocks.append(Table(f"Images that may not show what was meant: {len(rows)}", ["image", "notice"], rows, note))
     if not blocks:
         blocks.append(Note("Nothing: no step failed, nothing was dropped, and every image could be read."))
     return Section("trouble", "What went wrong", blocks)

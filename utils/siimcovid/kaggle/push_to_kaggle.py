@@ -1,4 +1,6 @@
-"""Uploads the built bundles with Kaggle's own client: a dataset is created once and gets a version afterwards.
+"""Uploads the built datasets with Kaggle's own client, and pushes the kernel, which runs it.
+
+A dataset is created once and gets a version afterwards.
 
 What was uploaded is remembered beside the bundles, in PUSHED: {"datasets": {id: digest of its files}, "kernels":
 {id: version}}. A dataset whose files are the same as last time is not uploaded again.

@@ -1,6 +1,6 @@
-"""What test_launch.py runs in two processes and in one: a few steps of every stage, and preparation.
+"""What test_multi_gpu.py runs in two processes and in one: a few steps of every stage, and preparation.
 
-Run as `torchrun --nproc_per_node 2 launched.py FOLDER OUT`; FOLDER holds index.csv.
+Run as `torchrun --nproc_per_node 2 two_processes.py FOLDER OUT`; FOLDER holds index.csv.
 """
 
 import math
