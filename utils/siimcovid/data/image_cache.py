@@ -99,22 +99,22 @@ def prepare(
     make_folder(folder)
     paths = dict(zip(images["image_id"], images["path"], strict=True))
     made = _read_journal(folder)
-    settled, todo = _sort(paths, folder, size, made)
+    done, todo = _sort(paths, folder, size, made)
     if todo:
         jobs = [(paths[image], _picture_path(folder, image), size) for image in todo]
         quiet = None if progress else True
-        bar = progress_bar(None, "prepare", "image", len(paths), initial=len(settled), delay=1, disable=quiet)
+        bar = progress_bar(None, "prepare", "image", len(paths), initial=len(done), delay=1, disable=quiet)
         with bar, _journal(folder, made, part) as journal:
             for (_, picture, _), outcome in run_apart(_make, jobs, workers, LIMIT):
                 if isinstance(outcome, Lost):
                     picture.unlink(missing_ok=True)
                     outcome = Outcome(outcome.reason)
                 image = picture.stem
-                settled[image] = todo[image]._replace(reason=outcome.reason, notices="\t".join(outcome.notices))
-                _write_line(journal, image, settled[image])
+                done[image] = todo[image]._replace(reason=outcome.reason, notices="\t".join(outcome.notices))
+                _write_line(journal, image, done[image])
                 bar.update()
-    failed = [(image, path, settled[image].reason) for image, path in paths.items() if settled[image].reason]
-    noticed = [(image, notice) for image in paths for notice in settled[image].notices.split("\t") if notice]
+    failed = [(image, path, done[image].reason) for image, path in paths.items() if done[image].reason]
+    noticed = [(image, notice) for image in paths for notice in done[image].notices.split("\t") if notice]
     _write_table(folder / "notices.csv", noticed, NOTICE_COLUMNS)
     return _write_table(folder / "failures.csv", failed, FAILURE_COLUMNS)
 
@@ -134,19 +134,19 @@ def read_notices(folder: Path | str) -> "pd.DataFrame":
 def _sort(
     paths: dict[str, str], folder: Path, size: int, made: dict[str, Made]
 ) -> tuple[dict[str, Made], dict[str, Made]]:
-    """Which images are settled, with or without a picture, and which have to be made; of what, by image_id."""
+    """Which images are done, with or without a picture, and which have to be made; of what, by image_id."""
     pictures = _pictures(folder)
-    settled, todo = {}, {}
+    done, todo = {}, {}
     for image, path in paths.items():
         source, known = _source(path, size), made.get(image)
         if source.reason:
             _picture_path(folder, image).unlink(missing_ok=True)
-            settled[image] = source
+            done[image] = source
         elif known and known[:3] == source[:3] and (known.reason or image in pictures):
-            settled[image] = known
+            done[image] = known
         else:
             todo[image] = source
-    return settled, todo
+    return done, todo
 
 
 def _write_table(path: Path, rows: list[tuple], columns: tuple[str, ...]) -> "pd.DataFrame":

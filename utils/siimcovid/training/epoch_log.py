@@ -42,7 +42,7 @@ def write_metrics(history: list[dict[str, Any]], path: Path) -> None:
 def epoch_line(stage: str, progress: Progress, epochs: int, took: float) -> str:
     """The line of the epoch that `progress.history` ends with.
 
-    epochs: how many the stage has. took: seconds of the epoch with its validation; the rest is foretold by it.
+    epochs: how many the stage has. took: seconds of the epoch with its validation; the rest is estimated from it.
     """
     row = progress.history[-1]
     texts = [f"{stage} {row['epoch']}/{epochs}", f"loss {short(row['loss'])}"]

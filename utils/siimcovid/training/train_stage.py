@@ -176,8 +176,8 @@ def measure(
     """
     if stage == "backbone":
         truth, scores = images[list(NIH_FINDINGS)].to_numpy(), findings(config, model, images, folder, memory)
-        told = (truth.min(axis=0) == 0) & (truth.max(axis=0) == 1)
-        return float(roc_auc_score(truth[:, told], scores[:, told])) if told.any() else math.nan
+        both = (truth.min(axis=0) == 0) & (truth.max(axis=0) == 1)
+        return float(roc_auc_score(truth[:, both], scores[:, both])) if both.any() else math.nan
     table = predict_table(stage, config, model, images, folder, memory=memory)
     if stage == "study":
         truth = images.drop_duplicates("study_id").set_index("study_id")["study_label"]

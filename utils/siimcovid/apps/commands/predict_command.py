@@ -9,6 +9,8 @@ images are split between the processes. Files that cannot be read are listed in 
 import argparse
 from pathlib import Path
 
+EXAMPLE = "siimcovid predict chest.dcm scans/ study.zip --weights runs/demo/weights --out predictions --pictures"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
