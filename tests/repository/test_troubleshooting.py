@@ -25,6 +25,9 @@ ERRORS = (
     "RequestError",
 )
 
+#: Names of the lists in which messages are collected: of an image, of a folder, of a submission.
+LISTS = ("notices", "problems", "faults")
+
 #: Letters that the literal parts must have together. A text of fewer only passes on another one.
 LEAST_LETTERS = 12
 
@@ -69,9 +72,9 @@ def _name(function: ast.expr) -> str:
 
 
 def _gives_a_message(call: ast.Call) -> bool:
-    """Whether a call makes one of ERRORS or appends to a list of notices."""
-    appends = isinstance(call.func, ast.Attribute) and call.func.attr == "append"
-    return _name(call.func) in ERRORS or (appends and _name(call.func.value) == "notices")
+    """Whether a call makes one of ERRORS or adds to one of LISTS."""
+    adds = isinstance(call.func, ast.Attribute) and call.func.attr in ("append", "report")
+    return _name(call.func) in ERRORS or (adds and _name(call.func.value) in LISTS)
 
 
 def read_source() -> tuple[dict[str, str], set[str]]:
