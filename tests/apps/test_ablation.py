@@ -198,13 +198,19 @@ def test_the_command_for_real(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_folder_without_answers_is_refused(tmp_path, capsys):
-    folder = tmp_path / "image_rows"
+def test_a_folder_without_answers_is_refused(tmp_path):
+    folder = tmp_path / "lungs"
     write_competition(folder, train_studies=3, test_studies=2, seed=5, scale=0.03)
-    (tmp_path / "image_rows.truth").rename(tmp_path / "other_competitions")
     plan = ablation_experiment.Plan((), 3, 2, (folder,), 2)
-    with pytest.raises(InputError, match=r"images\.truth holds no answers"):
+    answers = tmp_path / "lungs.truth" / "test_image_level.csv"
+    table = pd.read_csv(answers)
+    table.iloc[1:].to_csv(answers, index=False)  # the studies have all their labels
+    unanswered = table["id"][0].removesuffix("_image")
+    with pytest.raises(InputError, match=rf"lungs\.truth has no ground truth of image {unanswered}"):
         ablation_experiment.train(plan, SMALL, None, tmp_path / "out")
-    twice = ablation_experiment.Plan((), 3, 2, (folder, tmp_path / "x" / "image_rows"), 2)
-    with pytest.raises(InputError, match="two competitions have the name images"):
+    answers.parent.rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"lungs\.truth holds no ground truth"):
+        ablation_experiment.train(plan, SMALL, None, tmp_path / "out")
+    twice = ablation_experiment.Plan((), 3, 2, (folder, tmp_path / "x" / "lungs"), 2)
+    with pytest.raises(InputError, match="two competitions have the name lungs"):
         ablation_experiment.train(twice, SMALL, None, tmp_path / "out")

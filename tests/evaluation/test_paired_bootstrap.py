@@ -100,6 +100,9 @@ def test_groups_and_what_they_refuse():
         group_by_study(["i10_image"], images.drop(columns="StudyInstanceUID"))
     with pytest.raises(InputError, match="needs two submissions"):
         paired_bootstrap({"a": submission}, images, studies, {})
+    both = {"a": submission, "b": submission.iloc[1:]}
+    with pytest.raises(InputError, match="b has other ids than the first submission"):
+        paired_bootstrap(both, images, studies, {}, subset=True)
 
 
 def test_the_command_compares(tmp_path, capsys):

@@ -18,7 +18,7 @@ from siimcovid.models.weights_manifest import read_manifest, register_trained, v
 from siimcovid.synthetic.demo_competition import write_competition
 from siimcovid.training import cross_validation, train_stage
 from siimcovid.training.cross_validation import cross_validate
-from siimcovid.training.out_of_fold import refuse_leaks, score
+from siimcovid.training.out_of_fold import read, refuse_leaks, score
 
 pytestmark = pytest.mark.slow
 
@@ -289,6 +289,14 @@ def test_other_images_are_refused(images, models, tmp_path):
     (tmp_path / "fold_0" / "images.csv").unlink()
     with pytest.raises(InputError, match=r"no images\.csv"):
         run(images, tmp_path, stages=["study"])
+
+
+def test_a_cross_validation_of_other_images_is_not_read(images, models, tmp_path):
+    run(images, tmp_path)
+    assert len(read(tmp_path, images, PRESET)[1]) == 12
+    more = pd.concat([images.iloc[:-4], *[images.assign(image_id=images["image_id"] + end) for end in "xy"]])
+    with pytest.raises(InputError, match="another competition: 3 of its images are absent"):
+        read(tmp_path, more, PRESET)
 
 
 def test_weights_that_saw_the_images_are_no_start(images, models, tmp_path):

@@ -169,7 +169,9 @@ class _Header:
             clean.VOILUTSequence = [item]
             _, first, depth = item.LUTDescriptor
             if depth == 8 and values.max() - first > 255:  # as pydicom and the kernels have it
-                self.notices.append(f"VOILUTSequence has 8 bits: above value {first + 255} it begins anew")
+                self.notices.append(
+                    f"VOILUTSequence has 8 bits: values above {first + 255} start again at its first entry"
+                )
             mapped = self._try("VOILUTSequence", values, _apply_voi_table)
             if mapped is not None:
                 return mapped

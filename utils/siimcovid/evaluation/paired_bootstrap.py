@@ -96,7 +96,7 @@ def paired_bootstrap(
     ids = next(iter(compared.values())).ids
     for name, one in compared.items():
         if not np.array_equal(one.ids, ids):
-            raise InputError(f"{name} answers other ids than the first submission: nothing is paired")
+            raise InputError(f"{name} has other ids than the first submission: compare submissions to the same sample")
     codes, names = pd.factorize(np.array([groups[name] for name in ids], dtype=object))
     ranked = {name: _ranked(one) for name, one in compared.items()}
     rng = np.random.default_rng(seed)

@@ -171,8 +171,7 @@ def _cause(error: Exception) -> str:
 def _one_of(name: str, value: Any, choices: tuple[str, ...]) -> str:
     if isinstance(value, str) and value.strip().lower() in choices:
         return value.strip().lower()
-    unknown = "unknown preset" if name == "PRESET" else "not"
-    raise InputError(f"{name} must be {' or '.join(map(repr, choices))}; {unknown} {_shown(value)}")
+    raise InputError(f"{name} must be {' or '.join(map(repr, choices))}, not {_shown(value)}")
 
 
 def read_overrides(value: Any) -> dict[str, Any]:

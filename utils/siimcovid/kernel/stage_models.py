@@ -116,7 +116,7 @@ def given(run: Run, name: str) -> Path:
     """A model's checkpoint in the weights folder, verified. Raises InputError where there is none."""
     file, weights = f"{name}.safetensors", run.inputs.weights
     if weights is None:
-        raise InputError(f"there is no weights folder, so no {file}")
+        raise InputError(f"no weights folder was found, so there is no {file}: attach the weights or set WEIGHTS_DIR")
     return weights_manifest.verified(weights, file) if run.inputs.verify else weights / file
 
 

@@ -116,7 +116,8 @@ def refuse_leaks(table: pd.DataFrame, images: pd.DataFrame, trained: dict[int, s
     trained: fold -> the patients that its stages saw.
     """
     if images["image_id"].duplicated().any():
-        raise InputError(f"{images['image_id'][images['image_id'].duplicated()].iloc[0]} is held out by two folds")
+        name = images["image_id"][images["image_id"].duplicated()].iloc[0]
+        raise InputError(f"{name} is held out by two folds; remove the folder of one of them")
     by_image = images.set_index("image_id")
     fold = table["image_id"].map(by_image["fold"])
     if (wrong := table["image_id"][fold != table["fold"]]).size:
@@ -182,7 +183,9 @@ def read(out: Path, images: pd.DataFrame, preset: Preset) -> tuple[ModelOutputs,
     folds = dict(zip(study_tables["image_id"], study_tables["fold"], strict=True))
     rows = images.loc[images["image_id"].isin(folds), ["image_id", "study_id"]]
     if len(rows) < len(folds):
-        raise InputError(f"{out} is of another competition: {len(folds) - len(images)} of its images are not there")
+        raise InputError(
+            f"{out} is of another competition: {len(folds) - len(rows)} of its images are absent; give its own --data"
+        )
     model_names = [
         model_name
         for model_name in dict.fromkeys(found["model"])

@@ -87,7 +87,7 @@ def read_space(path: Path, stage: str, preset: Preset) -> Space:
             raise InputError(f"{path}: {name} is a range, of which a grid cannot try every value; list some")
         keys = {part.key} if isinstance(part, Range) else {key for choice in part for key in choice}
         if keys & seen:
-            raise InputError(f"{path}: {min(keys & seen)} stands there twice")
+            raise InputError(f"{path}: {min(keys & seen)} stands there twice; remove one")
         seen |= keys
         parts.append(part)
     return Space(method, trials, tuple(parts))

@@ -37,7 +37,7 @@ def read(data: Path, folder: Path, start: Path | None, preset: Preset) -> Ablati
     """Read a competition and prepare its images. Raises InputError where the answers to its test part are not there."""
     answers = find_ground_truth(data)
     if answers is None:
-        raise InputError(f"{data}.truth holds no answers to the test part: an item's gain cannot be told without")
+        raise InputError(f"{data}.truth holds no ground truth of the test part: give a competition that has one")
     images = competition.load(data).images
     failures = train_stage.prepare(images, folder / "cache", preset.cache_size)
     images = images[~images["image_id"].isin(failures["image_id"])]
@@ -47,7 +47,8 @@ def read(data: Path, folder: Path, start: Path | None, preset: Preset) -> Ablati
     boxes = truth.boxes(dict(zip(test["image_id"], test[["rows", "columns"]].itertuples(index=False), strict=True)))
     test = test.assign(boxes=test["image_id"].map(boxes), study_label=test["study_id"].map(truth.study_labels()))
     if test["study_label"].isna().any() or test["boxes"].isna().any():
-        raise InputError(f"{answers} does not answer {test['image_id'][test['study_label'].isna()].iloc[0]}")
+        unanswered = test["image_id"][test["study_label"].isna() | test["boxes"].isna()].iloc[0]
+        raise InputError(f"{answers} has no ground truth of image {unanswered}: complete it")
     copies = duplicates.find(train, folder / "cache") if preset.duplicates else []
     return AblationData(data.name, folder, train, test, folder / "cache", start, copies)
 

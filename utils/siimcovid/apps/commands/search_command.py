@@ -71,7 +71,7 @@ def refuse_launch(instead: str) -> None:
     from siimcovid.core.errors import InputError
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError(f"this verb is one process: for more devices start {instead}, not `accelerate launch`")
+        raise InputError(f"this command runs as one process: for more devices start {instead}, not `accelerate launch`")
 
 
 def prepared(images: "pd.DataFrame", folder: Path, preset: "Preset") -> "pd.DataFrame":
