@@ -263,5 +263,5 @@ def test_names_that_are_not_utf_8(tmp_path):
     for _ in range(2):
         failures = image_cache.prepare(images, tmp_path / "cache", SIZE, 1)
         assert failures["image_id"].tolist() == ["\udcff"]
-        assert image_cache.read_notices(tmp_path / "cache")["image_id"].tolist() == [Path(path).stem]
+        assert image_cache.read_notices(tmp_path / "cache")["image_id"].tolist() == ["\\udce9t\\udce9"]  # escapes
     assert image_cache.read(tmp_path / "cache", Path(path).stem).shape == (30, 30)

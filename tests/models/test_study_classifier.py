@@ -56,7 +56,7 @@ def test_the_map_has_its_share_of_the_loss_and_teaches_the_backbone():
 
 
 def test_a_map_needs_a_backbone_that_learns():
-    with pytest.raises(InputError, match="set it false"):
+    with pytest.raises(InputError, match=r"set study\.frozen=false"):
         build_model("study", replace(PLAIN, frozen=True, mask=0.4))
 
 

@@ -4,6 +4,7 @@ import cv2
 import torch
 
 from siimcovid.apps.command_line import main
+from siimcovid.core.stage_names import SUBMISSION_STAGES
 from siimcovid.data.dicom_image import read_image
 from siimcovid.models import checkpoints
 from support.tiny_weights import SIDE, write_weights
@@ -16,7 +17,7 @@ def test_a_dicom_file_gets_boxes_and_probabilities(tmp_path, capsys):
     image = torch.from_numpy(cv2.resize(read_image(path), (SIDE, SIDE)))[None, None]
     weights = write_weights(tmp_path / "weights")
     assert main(["weights", "verify", str(weights)]) == 0
-    for stage in checkpoints.SUBMISSION_STAGES:
+    for stage in SUBMISSION_STAGES:
         _, _, model = checkpoints.load(weights / f"{stage}.safetensors")
         with torch.inference_mode():
             answer = model.eval().predict(image)

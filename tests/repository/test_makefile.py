@@ -22,7 +22,8 @@ def make(*arguments: str) -> str:
 
 
 def test_help_lists_every_verb_and_is_what_plain_make_does():
-    (line,) = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    text = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
+    (line,) = re.findall(r"^\.PHONY: (.*)$", text, flags=re.MULTILINE)
     listed = [text.split()[1] for text in make("help").splitlines()]
     assert sorted(listed) == sorted(line.split())
     assert make() == make("help")
@@ -39,9 +40,8 @@ def test_help_lists_every_verb_and_is_what_plain_make_does():
 )
 def test_a_folder_stays_one_word(data, results):
     words = shlex.split(make("--dry-run", "run", f"DATA={data}", "PYTHON=python3"), comments=True)
-    assert words[words.index("COMPETITION_DIR") + 1] == data
-    assert words[words.index("OUTPUT_DIR") + 1] == results
-    assert words[words.index("mkdir") + 2] == results
+    assert words[words.index("run") + 1] == data
+    assert words[words.index("--out", words.index("run")) + 1] == results
 
 
 def test_the_demo_is_drawn_for_the_demo_alone():

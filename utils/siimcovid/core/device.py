@@ -79,6 +79,16 @@ def gpu_name(index: int) -> str:
         return "a GPU"
 
 
+def installed_gpus() -> int:
+    """How many GPUs CUDA finds, whether or not they can be used; for a report, never for a choice of the device."""
+    import torch
+
+    try:
+        return torch.cuda.device_count()
+    except Exception:  # a broken driver raises several kinds
+        return 0
+
+
 def _refused(name: str, error: Exception, usable: int = 0) -> tuple[int, str]:
     reason = next(iter(str(error).splitlines()), "") or type(error).__name__
     fault = f"{name} fails its first operation under torch: {reason}"

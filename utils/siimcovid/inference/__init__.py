@@ -4,3 +4,5 @@ In: models and rows of the index, or the image files that people name. Out: tabl
 model; calibrated, fused and corrected by late fusion with numbers that are fitted here on out-of-fold predictions;
 pseudo-labels made of them; and the files of `siimcovid predict`.
 """
+
+from siimcovid.core import opencv  # noqa: F401  # fails with a sentence where OpenCV cannot be loaded

@@ -85,10 +85,8 @@ def sample_ids(sample: Path) -> set[str]:
 
 def tiny_overrides(side: int) -> dict[str, int]:
     """Settings of the preset `small` with which every stage trains for one epoch on images of `side` pixels."""
-    from siimcovid.models.checkpoints import SUBMISSION_STAGES
-
-    sizes = {f"{stage}.{key}": side for stage in SUBMISSION_STAGES for key in ("size", "infer_size")}
-    return {**sizes, **{f"{stage}.training.epochs": 1 for stage in SUBMISSION_STAGES}}
+    sizes = {f"{stage}.{key}": side for stage in stage_names.SUBMISSION_STAGES for key in ("size", "infer_size")}
+    return {**sizes, **{f"{stage}.training.epochs": 1 for stage in stage_names.SUBMISSION_STAGES}}
 
 
 def write_tiny_weights(folder: Path, side: int = TINY_SIDE) -> Path:

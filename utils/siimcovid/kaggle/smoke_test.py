@@ -19,11 +19,12 @@ from typing import Any
 
 import torch
 
-from siimcovid.core.device import gpu_count
+from siimcovid.core.device import installed_gpus, try_gpu
 from siimcovid.core.files import write_json
 from siimcovid.core.labels import NIH_FINDINGS, STUDY_LABELS
 from siimcovid.core.presets import load_preset
 from siimcovid.core.processes import processors
+from siimcovid.core.stage_names import SUBMISSION_STAGES
 from siimcovid.models import checkpoints
 
 LIBRARIES = ("torchvision", "numpy", "pandas", "scikit-learn", "opencv-python-headless", "accelerate", "pydicom")
@@ -53,7 +54,7 @@ def smoke_test(
         log(line)
     device = torch.device(result["machine"]["device"])
     config = load_preset(preset, overrides)
-    for stage in checkpoints.SUBMISSION_STAGES:
+    for stage in SUBMISSION_STAGES:
         result["stages"][stage] = try_stage(stage, getattr(config, stage), device)
         log(stage_line(stage, result["stages"][stage]))
         write_json(output / "profile.json", result)
@@ -73,7 +74,7 @@ def describe_machine() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
     gpus = []
-    for number in range(gpu_count()):
+    for number in range(installed_gpus()):
         properties = torch.cuda.get_device_properties(number)
         capability = f"sm_{properties.major}{properties.minor}"
         gpu = {"name": properties.name, "memory_gb": round(properties.total_memory / 1e9, 1), "capability": capability}
@@ -91,12 +92,12 @@ def describe_machine() -> dict[str, Any]:
 
 
 def _gpu_error(number: int) -> str | None:
-    """Why a multiplication on a GPU fails; None where it does not. A P100 is "available" and fails here."""
+    """Why a GPU fails its first operation; None where it does not. A P100 is "available" and fails here."""
     try:
-        square = torch.ones(8, 8, device=f"cuda:{number}")
-        return None if float((square @ square).sum()) == 512 else "it multiplies wrongly"
+        try_gpu(number)
     except Exception as error:  # a driver's errors are of many classes
         return " ".join(str(error).split())[:300]
+    return None
 
 
 def _memory_gb() -> float | None:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from siimcovid.core.errors import InputError
-from siimcovid.core.files import atomic_path
+from siimcovid.core.files import atomic_path, make_folder
 from siimcovid.models.backbone import build_backbone
 from siimcovid.models.weights_manifest import register
 
@@ -118,16 +118,13 @@ def import_weights(architecture: str, file: Path | None, folder: Path) -> Path:
         folder: the weights folder, made where it is missing.
 
     Raises:
-        InputError: unknown architecture, a file that is missing, damaged or of another architecture, or a `folder`
-            that cannot be made.
+        InputError: unknown architecture, a file that is missing, damaged or of another architecture.
+        OutputError: a `folder` that cannot be made.
     """
     if architecture not in KNOWN:
         raise InputError(f"unknown weights {architecture!r}; choose {', '.join(KNOWN)}")
     stage, preset, source, licence = KNOWN[architecture]
-    folder = Path(folder)
-    for place in (folder, *folder.parents):
-        if place.exists() and not place.is_dir():
-            raise InputError(f"{place} is a file; name a folder for the weights")
+    folder = make_folder(folder)
     file = _packaged_file(architecture) if file is None else Path(file)
     published = read_published(file)
     try:
