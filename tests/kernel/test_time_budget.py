@@ -389,7 +389,7 @@ def slow(material, tmp_path, monkeypatch) -> Callable[..., Run]:
 def fake_training(now: Time, epoch: float, given: Path):
     """Training that takes `epoch` seconds for an epoch on all eight studies, and asks the clock before each."""
 
-    def fit(stage, preset, images, folder, start, out, may_start_epoch=lambda seconds: True):
+    def fit(stage, preset, images, folder, start, out, may_start_epoch=lambda seconds: True, **options):
         samples = int((images["split"] == "train").sum())
         seconds, rows = epoch * samples / 8, []
         while len(rows) < getattr(preset, stage).training.epochs and (not rows or may_start_epoch(seconds)):
@@ -543,8 +543,9 @@ def test_several_gpus_are_told_the_time_of_their_own_step(monkeypatch, tmp_path)
     now, seen = Time(), []
     run = Run(Parameters(tmp_path, mode="finetune"), TimeBudget(9.0, 0.0, now))
     run.planner.profile, run.planner.plan = PROFILE, replace(REQUESTED, members=2)
-    monkeypatch.setattr(stage_models, "gpu_count", lambda: 2)
-    monkeypatch.setattr(stage_models.multi_gpu, "fit", lambda *given: seen.append(given[-1]))
+    monkeypatch.setattr(stage_models, "training_processes", lambda: 2)
+    monkeypatch.setattr(stage_models.multi_gpu, "fit", lambda *given, **options: seen.append(given[-1]) or Path())
+    monkeypatch.setattr(stage_models, "identity", lambda run, name: {})
     monkeypatch.setattr(stage_models, "member_images", lambda run, name: (run.preset, run.prepared_images))
     monkeypatch.setattr(stage_models, "offer", lambda *_: None)
     train_models._train(run, "rcnn.1")
