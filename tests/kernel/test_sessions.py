@@ -28,7 +28,7 @@ from siimcovid.kernel.step_forecast import Profile, StageProfile, forecast
 from siimcovid.kernel.time_budget import TimeBudget
 from siimcovid.models import published_weights, weights_manifest
 from siimcovid.synthetic.demo_competition import write_competition
-from siimcovid.training import train_stage
+from siimcovid.training.training_loop import TrainingLoop
 from support.kernel_cells import draw_nothing, run_cells
 from support.tiny_weights import write_weights
 
@@ -44,29 +44,29 @@ SLUG = "siim-covid19"
 class Sessions:
     """Runs of the notebook that mount the outputs of earlier ones.
 
-    runs: name -> the Run. texts: name -> what it printed. trained: name -> (stage, folder) of each training.
+    runs: name -> the Run. texts: name -> what it printed. trained: name -> (stage, folder, epoch) of each epoch.
     """
 
     def __init__(self, top: Path, patch: pytest.MonkeyPatch, capsys_text):
         self.top, self.patch, self.printed = top, patch, capsys_text
         self.runs: dict[str, Run] = {}
         self.texts: dict[str, str] = {}
-        self.trained: dict[str, list[tuple[str, str]]] = {}
+        self.trained: dict[str, list[tuple[str, str, int]]] = {}
 
     def run(self, name: str, sessions: int = 2, stop_at: str = "", **parameters) -> Run:
         """Run the notebook into a folder of this name; `stop_at`: the model whose second epoch the hours do not allow.
 
         No model after it is trained.
         """
-        real, trained = train_stage.train, []
+        real, trained = TrainingLoop.train_epoch, []
 
-        def train(stage, config, model, dataset, out, **options):
-            if out.name != "trial":
-                trained.append((stage, out.name))
-            return real(stage, config, model, dataset, out, **options)
+        def train_epoch(loop) -> None:
+            if loop.out.name != "trial":
+                trained.append((loop.stage, loop.out.name, loop.state.progress.epoch + 1))
+            real(loop)
 
         with self.patch.context() as patch:
-            patch.setattr(train_stage, "train", train)
+            patch.setattr(TrainingLoop, "train_epoch", train_epoch)
             if stop_at:
                 late = {f"fit {name}" for name in MODELS[MODELS.index(stop_at) + 1 :]}
                 has_time = Run.has_time
@@ -136,10 +136,12 @@ def test_two_sessions_give_the_bytes_of_an_unbroken_run(sessions):
     for file in (*files, "detections.csv", "study_probabilities.csv", "submission.csv"):
         assert (second / file).read_bytes() == (whole / file).read_bytes(), file
     assert not list((second / "weights").rglob("*.resume.pt"))
-    assert sessions.trained["first"] == [("rcnn", "weights"), ("yolo", "weights")]
+    assert sessions.trained["first"] == [("rcnn", "weights", 1), ("rcnn", "weights", 2), ("yolo", "weights", 1)]
+    left = [("study", "weights"), *((stage, "member_1") for stage in SUBMISSION_STAGES)]
     assert sessions.trained["second"] == [
-        ("yolo", "weights"), ("study", "weights"), *((stage, "member_1") for stage in SUBMISSION_STAGES)
-    ]  # fmt: skip
+        ("yolo", "weights", 2),
+        *((*each, epoch) for each in left for epoch in (1, 2)),
+    ]
     assert "rcnn is the finished one of" in sessions.texts["second"]
     assert "The training of yolo goes on from" in sessions.texts["second"]
     assert "after epoch 1." in sessions.texts["second"]
@@ -187,7 +189,7 @@ def test_an_unfinished_model_is_used_to_predict(sessions):
 
 @pytest.mark.slow
 def test_another_identity_is_trained_anew_and_said(sessions):
-    assert sessions.trained["other"] == [("rcnn", "weights")]
+    assert sessions.trained["other"] == [("rcnn", "weights", 1)]
     folder = re.escape(str(sessions.top / "input" / f"{SLUG}-2" / "weights"))
     said = rf"rcnn is trained anew: the one in {folder} is of a training with other settings \(.*seed"
     assert re.search(said, sessions.texts["other"])
@@ -304,30 +306,3 @@ def test_a_session_trains_as_long_as_the_prediction_still_fits(tmp_path):
         kept = sum(seconds for step, seconds in forecast(SLOW, run.plan).items() if not step.startswith("fit "))
         assert run.has_time("fit study", run.budget.left() - kept - 1)
         assert not run.has_time("fit study", run.budget.left() - kept)
-
-
-def test_every_kind_of_lacking_memory_halves_the_batch_and_keeps_what_was_trained(tmp_path, monkeypatch):
-    run = Run(Parameters(tmp_path, preset=SMALL, mode="finetune"), TimeBudget(1.0, 0.0, lambda: 0.0))
-    state = tmp_path / "weights" / "rcnn.resume.pt"
-    state.parent.mkdir()
-    state.touch()
-    errors = [RuntimeError("training stage rcnn failed: cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"), MemoryError()]
-    seen = []
-
-    def fit(run, name, *given, **options):
-        seen.append(run.preset.rcnn.training.batch)
-        if errors:
-            raise errors.pop(0)
-        return Path("trained")
-
-    from siimcovid.kernel import stage_models
-
-    monkeypatch.setattr(stage_models, "fit", fit)
-    monkeypatch.setattr(stage_models, "member_images", lambda run, name: (run.preset, run.prepared_images))
-    assert train_models._train_in_smaller_batches(run, "rcnn", None) == Path("trained")
-    batch = SMALL.rcnn.training.batch
-    assert seen == [batch, batch // 2, batch // 4]
-    assert state.is_file()
-    errors.append(RuntimeError("another error"))
-    with pytest.raises(RuntimeError, match="another error"):
-        train_models._train_in_smaller_batches(run, "rcnn", None)
