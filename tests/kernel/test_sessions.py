@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from siimcovid.core import paths
+from siimcovid.core.errors import InputError
 from siimcovid.core.presets import SMALL
 from siimcovid.core.stage_names import SUBMISSION_STAGES
 from siimcovid.evaluation import submission_validator
@@ -262,6 +263,12 @@ def test_a_damaged_file_or_manifest_leaves_the_other_folders(tmp_path, monkeypat
     assert inputs.models == {"rcnn": folders[1]}
     assert ["manifest.json is damaged" in recovery.degraded[0]["reason"], len(recovery.degraded)] == [True, 2]
     assert "rcnn.safetensors is damaged" in recovery.degraded[1]["reason"]
+    for broken, left in ((3, "manifest.json is damaged"), (2, "rcnn.safetensors is damaged")):
+        with pytest.raises(InputError, match=left):
+            kernel_inputs.find_weights(
+                kernel_inputs.KernelInputs(), Parameters(tmp_path / "out"), Recovery(strict=True)
+            )
+        shutil.rmtree(folders[broken])
 
 
 def test_fitted_numbers_come_from_the_folder_of_the_models(tmp_path, monkeypatch, capsys):

@@ -5,7 +5,7 @@ fault goes through `Recovery.recover`, so with STRICT it raises.
 """
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -159,10 +159,7 @@ def find_weights(inputs: KernelInputs, parameters: Parameters, recovery: Recover
         inputs.starts = [folder for folder in usable if folder not in inputs.earlier]
         if not inputs.starts and parameters.mode == "finetune":
             inputs.starts = _other_starts(parameters, inputs.earlier)
-        damaged: list[str] = []
-        inputs.models = weights_sources.model_folders(usable, damaged.append)
-        for reason in damaged:
-            recovery.degrade("weights", reason, "the file of another folder")
+        inputs.models = weights_sources.model_folders(usable, _pass_over(recovery))
         if len({*usable, *inputs.starts}) > 1:
             _print_sources(inputs, parameters)
         return
@@ -213,10 +210,20 @@ def _with_manifest(folders: list[Path], recovery: Recovery) -> list[Path]:
             weights_manifest.read_manifest(folder)
             usable.append(folder)
         except InputError as error:
-            if not usable and number == len(folders) - 1:
+            if recovery.strict or (not usable and number == len(folders) - 1):
                 raise
             recovery.degrade("weights", str(error), "the other weights folders")
     return usable
+
+
+def _pass_over(recovery: Recovery) -> Callable[[InputError], None]:
+    """A function that reports a damaged file in whose place another folder's is taken; with `strict` it raises it."""
+
+    def report(error: InputError) -> None:
+        with recovery.recover("weights", "the file of another folder"):
+            raise error
+
+    return report
 
 
 def _print_sources(inputs: KernelInputs, parameters: Parameters) -> None:

@@ -59,7 +59,7 @@ def is_unfinished(checkpoint: Path) -> bool:
     return facts_of(checkpoint).get("finished") is False
 
 
-def model_folders(folders: list[Path], report: Callable[[str], None]) -> dict[str, Path]:
+def model_folders(folders: list[Path], report: Callable[[InputError], None]) -> dict[str, Path]:
     """Model -> the folder of its checkpoint, of those that the folders' manifests list.
 
     report: is told of a file that is passed over since it is missing or damaged. The last folder's file is taken as it
@@ -76,7 +76,7 @@ def model_folders(folders: list[Path], report: Callable[[str], None]) -> dict[st
                 weights_manifest.verified(having[0], f"{name}.safetensors")
                 break
             except InputError as error:
-                report(str(error))
+                report(error)
                 having.pop(0)
         chosen[name] = _finished(having, f"{name}.safetensors")
     return chosen
