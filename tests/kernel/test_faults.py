@@ -369,9 +369,9 @@ def table() -> str:
     lines = [
         "# What can go wrong, and what is submitted then",
         "",
-        "Every row is a test in `tests/kernel/test_faults.py` or `test_restart.py`: the notebook runs to its end, the",
-        "submission validates against the sample, and the fault is named in the last cell and in `run.json`. With",
-        "`STRICT = True` it raises instead.",
+        "Every row is a test in `tests/kernel/test_faults.py` or `tests/kernel/test_restart.py`: the notebook runs to",
+        "its end, the submission validates against the sample, and the fault is named in the last cell and in",
+        "`run.json`. With `STRICT = True` it raises instead.",
         "",
         "| fault | what happens | what the submission holds |",
         "|---|---|---|",

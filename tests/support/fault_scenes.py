@@ -195,7 +195,7 @@ def out_of_memory(stage: str, fits: Callable[[int, str | None], bool]) -> Callab
         ):
             if name == stage and not fits(config.infer_batch, device):
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-            return real(name, config, model, images, folder, hflip, device, may_go_on, change, memory)
+            return real(name, config, model, images, folder, hflip, device, may_go_on, change, memory=memory)
 
         scene.patch.setattr(predictor, "predict_images", predict_images)
 
