@@ -145,6 +145,7 @@ def faults() -> Iterator[Fault]:
         ("OVERRIDES", {"rcnn.epochs": 3}, "the preset without OVERRIDES", "rcnn.training.epochs"),
         ("OVERRIDES", "rcnn.epochs=3", "the preset without OVERRIDES", "OVERRIDES must be JSON"),
         ("STRICT", "maybe", "STRICT False", "STRICT must be true or false"),
+        ("SESSIONS", 0, "SESSIONS 1", "SESSIONS must be a whole number"),
         ("SEED", -1, "the preset's seed", "SEED must be a whole number"),
     ):
         yield Fault(f"{name} = {value!r}", happens, MODELS, make.parameter(**{name: value}), named)
@@ -368,9 +369,9 @@ def table() -> str:
     lines = [
         "# What can go wrong, and what is submitted then",
         "",
-        "Every row is a test in `tests/kernel/test_faults.py` or `test_restart.py`: the notebook runs to its end, the",
-        "submission validates against the sample, and the fault is named in the last cell and in `run.json`. With",
-        "`STRICT = True` it raises instead.",
+        "Every row is a test in `tests/kernel/test_faults.py` or `tests/kernel/test_restart.py`: the notebook runs to",
+        "its end, the submission validates against the sample, and the fault is named in the last cell and in",
+        "`run.json`. With `STRICT = True` it raises instead.",
         "",
         "| fault | what happens | what the submission holds |",
         "|---|---|---|",

@@ -208,14 +208,14 @@ def test_choices_survive_json():
 
 def test_a_lower_resolution_keeps_anchors_on_the_image_and_sides_on_the_strides():
     """Trained at half the side, every detector's anchors have half theirs; a P6 architecture has cells of 64 pixels."""
-    preset = load_preset("small", {"yolo.architecture": "yolov5n6"})
+    preset = load_preset("small", {"yolo.architecture": "hub/yolov5n6"})
     plan = RunPlan(False, DETECTORS, scale=dict.fromkeys((*DETECTORS, "study"), 0.75))
     changed = apply_plan(preset, plan)
     for name in ("rcnn", "retinanet"):
         sides = [round(0.75 * side) for side in getattr(preset, name).anchor_sides]
         assert list(getattr(changed, name).anchor_sides) == sides
     assert changed.yolo.size == changed.yolo.infer_size == 192  # of 256
-    smaller = apply_plan(load_preset("small", {"yolo.architecture": "yolov5n6", "yolo.size": 320}), plan)
+    smaller = apply_plan(load_preset("small", {"yolo.architecture": "hub/yolov5n6", "yolo.size": 320}), plan)
     assert smaller.yolo.size == 192  # not 240 or 224
     given = lower_resolution.inference_changes(preset.rcnn, 0.5)
     assert given == {"infer_size": preset.rcnn.infer_size // 2}  # a trained model keeps its anchors
@@ -354,13 +354,22 @@ def slow(material, tmp_path, monkeypatch) -> Callable[..., Run]:
             return prepare(images, folder, size, 1)
 
         def slow_look(
-            stage, config, model, images, folder, hflip=False, device=None, may_go_on=lambda: True, change=None
+            stage,
+            config,
+            model,
+            images,
+            folder,
+            hflip=False,
+            device=None,
+            may_go_on=lambda: True,
+            change=None,
+            **options,
         ):
             def go_on() -> bool:
                 now.seconds += predict_images(config.infer_size)
                 return may_go_on()
 
-            return real_look(stage, config, model, images, folder, hflip, device, go_on, change)
+            return real_look(stage, config, model, images, folder, hflip, device, go_on, change, **options)
 
         monkeypatch.setattr(image_cache, "prepare", slow_prepare)
         monkeypatch.setattr(predictor, "predict_images", slow_look)
@@ -389,7 +398,7 @@ def slow(material, tmp_path, monkeypatch) -> Callable[..., Run]:
 def fake_training(now: Time, epoch: float, given: Path):
     """Training that takes `epoch` seconds for an epoch on all eight studies, and asks the clock before each."""
 
-    def fit(stage, preset, images, folder, start, out, may_start_epoch=lambda seconds: True):
+    def fit(stage, preset, images, folder, start, out, may_start_epoch=lambda seconds: True, **options):
         samples = int((images["split"] == "train").sum())
         seconds, rows = epoch * samples / 8, []
         while len(rows) < getattr(preset, stage).training.epochs and (not rows or may_start_epoch(seconds)):
@@ -543,8 +552,9 @@ def test_several_gpus_are_told_the_time_of_their_own_step(monkeypatch, tmp_path)
     now, seen = Time(), []
     run = Run(Parameters(tmp_path, mode="finetune"), TimeBudget(9.0, 0.0, now))
     run.planner.profile, run.planner.plan = PROFILE, replace(REQUESTED, members=2)
-    monkeypatch.setattr(stage_models, "gpu_count", lambda: 2)
-    monkeypatch.setattr(stage_models.multi_gpu, "fit", lambda *given: seen.append(given[-1]))
+    monkeypatch.setattr(stage_models, "training_processes", lambda: 2)
+    monkeypatch.setattr(stage_models.multi_gpu, "fit", lambda *given, **options: seen.append(given[-1]) or Path())
+    monkeypatch.setattr(stage_models, "identity", lambda run, name: {})
     monkeypatch.setattr(stage_models, "member_images", lambda run, name: (run.preset, run.prepared_images))
     monkeypatch.setattr(stage_models, "offer", lambda *_: None)
     train_models._train(run, "rcnn.1")

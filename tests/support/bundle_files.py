@@ -63,9 +63,6 @@ def write_repository(root: Path) -> Repository:
     (root / "notebooks").mkdir(parents=True)
     for path in (real.notebook, real.kernel_template, real.licence):
         (root / path.relative_to(real.root)).write_bytes(path.read_bytes())
-    notebook = root / "notebooks" / real.notebook.name
-    if "SESSIONS = " not in notebook.read_text():  # a notebook that knows no sessions is given the parameter
-        notebook.write_text(notebook.read_text().replace('"HOURS = 9.0', '"SESSIONS = 1\\n",\n    "HOURS = 9.0'))
     (root / "requirements.lock").write_text("".join(f"{name}=={version}\n" for name, version in PINS.items()))
     return Repository(root)
 

@@ -97,7 +97,7 @@ def damaged_labels(name: str, how: str) -> Callable[[Scene], None]:
 
 
 def copied_training(given: Path, fit=train_stage.fit) -> Callable[..., Path]:
-    def copy(stage, preset, images, folder, start, out, may_start_epoch=None):
+    def copy(stage, preset, images, folder, start, out, may_start_epoch=None, **options):
         known = images[images["split"] == "train"]
         if known.empty or (stage == "study" and known["study_label"].isna().all()):
             return fit(stage, preset, images, folder, start, out)
@@ -195,7 +195,7 @@ def out_of_memory(stage: str, fits: Callable[[int, str | None], bool]) -> Callab
         ):
             if name == stage and not fits(config.infer_batch, device):
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-            return real(name, config, model, images, folder, hflip, device, may_go_on, change, memory)
+            return real(name, config, model, images, folder, hflip, device, may_go_on, change, memory=memory)
 
         scene.patch.setattr(predictor, "predict_images", predict_images)
 
@@ -206,7 +206,7 @@ def training_out_of_memory(scene: Scene) -> None:
     """A GPU that has room for two images of training."""
     copied = copied_training(scene.weights)
 
-    def fit(stage, preset, *arguments):
+    def fit(stage, preset, *arguments, **options):
         if getattr(preset, stage).training.batch > 2:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
         return copied(stage, preset, *arguments)

@@ -18,6 +18,7 @@ KAGGLE_TEMP = Path("/kaggle/temp")
 COMPETITION_SLUG = "siim-covid19-detection"
 SEARCH_DEPTH = 4  # datasets/<owner>/<slug>, and one folder more where an archive was unpacked into a folder of its own
 SEARCH_WIDTH = 200  # a folder with more folders in it is data, and is not searched for inputs
+WEIGHTS_MARKERS = "manifest.json and .safetensors files"
 DATA_FOLDERS = {"train", "test", "images"}
 
 
@@ -72,12 +73,27 @@ def find_competition(explicit: Path | str | None = None, root: Path | str = KAGG
 def find_weights(explicit: Path | str | None = None, root: Path | str = KAGGLE_INPUT) -> Path:
     """The folder of offline weights: `explicit` where it is given, else the only one below `root`; else InputError."""
     if explicit:
-        return _checked(explicit, is_weights, "folder of weights", "manifest.json and .safetensors files")
-    return _only(
-        _search(Path(root), is_weights),
+        return _checked(explicit, is_weights, "folder of weights", WEIGHTS_MARKERS)
+    return _only(_search(Path(root), is_weights), _no_weights(root), "folders of weights")
+
+
+def find_all_weights(explicit: Path | str | None = None, root: Path | str = KAGGLE_INPUT) -> list[Path]:
+    """All folders of offline weights: `explicit` first where it is given, then those below `root`.
+
+    Raises InputError where `explicit` is none, or without it there is none below `root`.
+    """
+    given = [_checked(explicit, is_weights, "folder of weights", WEIGHTS_MARKERS)] if explicit else []
+    mounted = _search(Path(root), is_weights)
+    found = given + [folder for folder in mounted if not any(folder.samefile(other) for other in given)]
+    if not found:
+        raise InputError(_no_weights(root))
+    return found
+
+
+def _no_weights(root: Path | str) -> str:
+    return (
         f"no weights below {root}: attach the dataset with manifest.json and .safetensors files, or name a folder "
-        "that `siimcovid weights` or a training run wrote",
-        "folders of weights",
+        "that `siimcovid weights` or a training run wrote"
     )
 
 

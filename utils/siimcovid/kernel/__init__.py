@@ -4,6 +4,8 @@ In: the notebook's parameters. Out, in one folder: submission.csv, the trained w
 truth is at hand, and run.json, the record of what was planned, done, dropped and recovered from.
 
     parameters, kernel_inputs        what is asked for, and what is found
+    weights_sources, earlier_sessions
+                                     which of several folders a file comes from, and what earlier sessions trained
     step_profile, step_forecast      measured seconds, and what the steps will take by them
     run_plan, replanning             what of the preset runs, and how that changes
     time_budget, recovery            the hours that are left, and what catches a failing step

@@ -1,11 +1,11 @@
 """The kernel's inputs, found and read even where they are damaged: what cannot be used is replaced and recorded.
 
-In: the checked parameters. Out: `KernelInputs`: the competition's index and sample, and the folder of weights. Every
+In: the checked parameters. Out: `KernelInputs`: the competition's index and sample, and the folders of weights. Every
 fault goes through `Recovery.recover`, so with STRICT it raises.
 """
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from siimcovid.core import paths, tables
 from siimcovid.core.errors import InputError
 from siimcovid.core.files import write_text
 from siimcovid.core.presets import load_preset
+from siimcovid.core.stage_names import stage_of
 from siimcovid.data.competition import Competition, index_table, load
 from siimcovid.data.dicom_headers import image_id_of
 from siimcovid.evaluation import submission_csv
@@ -40,14 +41,20 @@ class KernelInputs:
     """What the run reads.
 
     source: the competition folder that was found, also where `competition` was read from a repaired copy of it.
-    weights: where stages start from, or are loaded from; None without any.
+    weights: the first weights folder; None without any.
     verify: whether a manifest vouches for the weights.
+    models: model -> the weights folder that its trained checkpoint is loaded from, see weights_sources.py.
+    starts: the weights folders that training starts from, in the order in which they are asked.
+    earlier: the mounted weights folders of earlier runs' outputs, the latest session first.
     """
 
     competition: Competition = field(default_factory=no_competition)
     source: Path = Path()
     weights: Path | None = None
     verify: bool = True
+    models: Mapping[str, Path] = field(default_factory=dict)
+    starts: list[Path] = field(default_factory=list)
+    earlier: list[Path] = field(default_factory=list)
 
 
 def read_competition(inputs: KernelInputs, parameters: Parameters, recovery: Recovery) -> None:
@@ -138,24 +145,97 @@ def _whole_ids(folder: Path) -> Iterable[str]:
 
 
 def find_weights(inputs: KernelInputs, parameters: Parameters, recovery: Recovery) -> None:
-    """The weights folder; for fine-tuning `small` where none is named or mounted, one from the installed package."""
+    """Find the weights folders; for fine-tuning `small` without any to start from, one from the installed package."""
     explicit = parameters.weights_dir
     with recovery.recover("weights", "whole files in the folder are taken unverified, if there are any"):
-        try:
-            folder = paths.find_weights(explicit)
-        except InputError:
-            if explicit or parameters.mode != "finetune" or parameters.preset.rcnn.backbone != "efficientnet_lite0":
-                raise
-            from siimcovid.models import published_weights
+        folders = _found(parameters)
+        from siimcovid.kernel import weights_sources
 
-            folder = published_weights.import_weights(
-                "efficientnet_lite0", None, parameters.output_dir / "imagenet"
-            ).parent
-        inputs.weights = folder
-        _check_manifest(folder)
+        folders = weights_sources.in_order(folders, explicit)
+        inputs.weights = folders[0]
+        usable = _with_manifest(folders, recovery)
+        inputs.weights = usable[0]
+        inputs.earlier = [folder for folder in usable if weights_sources.is_output(folder) and folder != explicit]
+        inputs.starts = [folder for folder in usable if folder not in inputs.earlier]
+        if not inputs.starts and parameters.mode == "finetune":
+            inputs.starts = _other_starts(parameters, inputs.earlier)
+        inputs.models = weights_sources.model_folders(usable, _pass_over(recovery))
+        if len({*usable, *inputs.starts}) > 1:
+            _print_sources(inputs, parameters)
         return
     folder = inputs.weights or explicit or Path("/nowhere")
     inputs.weights, inputs.verify = (folder, False) if any(folder.glob("*.safetensors")) else (None, True)
+    inputs.models, inputs.starts, inputs.earlier = {}, [], []
+
+
+def _found(parameters: Parameters) -> list[Path]:
+    """The folders of weights. Raises InputError where there are none, and none can be made from a package."""
+    try:
+        return paths.find_all_weights(parameters.weights_dir, paths.KAGGLE_INPUT)
+    except InputError:
+        if parameters.weights_dir or not _from_package(parameters):
+            raise
+        return [_import_weights(parameters)]
+
+
+def _from_package(parameters: Parameters) -> bool:
+    """Whether an installed package has the weights that training starts from."""
+    return parameters.mode == "finetune" and parameters.preset.rcnn.backbone == "efficientnet_lite0"
+
+
+def _import_weights(parameters: Parameters) -> Path:
+    from siimcovid.models import published_weights
+
+    return published_weights.import_weights("efficientnet_lite0", None, parameters.output_dir / "imagenet").parent
+
+
+def _other_starts(parameters: Parameters, earlier: list[Path]) -> list[Path]:
+    """Where training starts from when only earlier outputs are mounted.
+
+    A single run trains their models further. A session starts from what the first session started from, or it would
+    train other models: weights from an installed package, or none.
+    """
+    if parameters.sessions == 1:
+        return earlier
+    return [_import_weights(parameters)] if _from_package(parameters) else []
+
+
+def _with_manifest(folders: list[Path], recovery: Recovery) -> list[Path]:
+    """The folders whose manifest can be read; the others are reported. Raises InputError where none is left."""
+    from siimcovid.models import weights_manifest
+
+    usable = []
+    for number, folder in enumerate(folders):
+        try:
+            weights_manifest.read_manifest(folder)
+            usable.append(folder)
+        except InputError as error:
+            if recovery.strict or (not usable and number == len(folders) - 1):
+                raise
+            recovery.degrade("weights", str(error), "the other weights folders")
+    return usable
+
+
+def _pass_over(recovery: Recovery) -> Callable[[InputError], None]:
+    """A function that reports a damaged file in whose place another folder's is taken; with `strict` it raises it."""
+
+    def report(error: InputError) -> None:
+        with recovery.recover("weights", "the file of another folder"):
+            raise error
+
+    return report
+
+
+def _print_sources(inputs: KernelInputs, parameters: Parameters) -> None:
+    """Print which file comes from which folder."""
+    from siimcovid.kernel import weights_sources
+
+    preset = parameters.preset
+    models = {name: folder for name, folder in inputs.models.items() if stage_of(name) in preset.stages}
+    lines = weights_sources.model_lines(models)
+    if parameters.mode == "finetune":
+        lines += weights_sources.start_lines(inputs.starts, {stage: getattr(preset, stage) for stage in preset.stages})
+    print("\n".join(lines))
 
 
 def read_fitted_ensemble(inputs: KernelInputs, planner: Planner, parameters: Parameters, recovery: Recovery) -> None:
@@ -165,16 +245,22 @@ def read_fitted_ensemble(inputs: KernelInputs, planner: Planner, parameters: Par
             return
         from siimcovid.inference import fit_ensemble
 
-        numbers = fit_ensemble.read(inputs.weights)
-        if numbers:
-            planner.request(load_preset(parameters.preset.name, {**numbers, **parameters.overrides}))
-            print(f"The models are combined by the numbers of {inputs.weights / fit_ensemble.FILE}.")
+        for folder in _folders_of_numbers(inputs, parameters):
+            if numbers := fit_ensemble.read(folder):
+                planner.request(load_preset(parameters.preset.name, {**numbers, **parameters.overrides}))
+                print(f"The models are combined by the numbers of {folder / fit_ensemble.FILE}.")
+                return
 
 
-def _check_manifest(folder: Path) -> None:
-    from siimcovid.models import weights_manifest
+def _folders_of_numbers(inputs: KernelInputs, parameters: Parameters) -> list[Path]:
+    """Where numbers may lie that were fitted to the models: those of one folder, or those that training starts from.
 
-    weights_manifest.read_manifest(folder)
+    Models of several folders were never fitted together.
+    """
+    if parameters.mode == "finetune":
+        return inputs.starts
+    used = {folder for name, folder in inputs.models.items() if stage_of(name) in parameters.preset.stages}
+    return [*used] if len(used) == 1 else []
 
 
 def priors(images: pd.DataFrame) -> submission_csv.Priors:

@@ -9,6 +9,7 @@ an InputError that passes through `Recovery.recover`: recorded, and the default 
     PRESET                        a name of presets.PRESETS; default "full"
     MODE                          "infer" or "finetune"; default "infer"
     HOURS                         a finite number above 0; default 9
+    SESSIONS                      a whole number of 1 or more; default 1
     SEED                          None, or a whole number of 0 to 2**32 - 1
     OVERRIDES                     {dotted setting: value}, or JSON text of it
     STRICT                        true or false, also as 0, 1, "yes", "no", "on", "off", "true", "false"
@@ -45,6 +46,7 @@ class Parameters:
     preset: Preset = FULL
     mode: str = "infer"
     hours: float = HOURS
+    sessions: int = 1  # runs of so many hours that the training may take
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -65,6 +67,7 @@ def check_parameters(given: Mapping[str, Any], recovery: Recovery) -> Parameters
     check("strict", read_strict, "STRICT False", False)
     recovery.strict = found.pop("strict")
     check("hours", read_hours, f"HOURS {HOURS:g}", HOURS)
+    check("sessions", read_sessions, "SESSIONS 1", 1)
     check("mode", lambda value: _one_of("MODE", value, MODES), f"MODE {MODES[0]!r}", MODES[0])
     check("preset", lambda value: _one_of("PRESET", value, tuple(PRESETS)), f"PRESET {FULL.name!r}", FULL.name)
     check("seed", read_seed, "the preset's seed", None)
@@ -105,16 +108,29 @@ def read_hours(value: Any) -> float:
     return hours
 
 
+def read_sessions(value: Any) -> int:
+    """SESSIONS as a whole number. Raises InputError for anything that is none of 1 or more."""
+    sessions = _whole_number(value)
+    if sessions is None or sessions < 1:
+        raise InputError(f"SESSIONS must be a whole number of 1 or more, not {_shown(value)}")
+    return sessions
+
+
+def _whole_number(value: Any) -> int | None:
+    """A whole number, of whatever type or as text; None for anything else."""
+    try:
+        number = None if isinstance(value, bool) else int(value)
+        return number if isinstance(value, str) or number == value else None
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
 def read_seed(value: Any) -> int | None:
     """SEED as a whole number, or None for the preset's. Raises InputError for anything else."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
-    try:
-        seed = -1 if isinstance(value, bool) else int(value)
-        whole = isinstance(value, str) or seed == value
-    except (TypeError, ValueError, OverflowError):
-        whole = False
-    if not whole or not 0 <= seed < 2**32:
+    seed = _whole_number(value)
+    if seed is None or not 0 <= seed < 2**32:
         raise InputError(f"SEED must be a whole number of 0 to 4294967295, or None, not {_shown(value)}")
     return seed
 

@@ -16,6 +16,7 @@ from torch import nn
 from siimcovid.core.device import gpu_count
 from siimcovid.core.files import write_csv
 from siimcovid.core.labels import STUDY_LABELS
+from siimcovid.core.memory_errors import is_out_of_memory
 from siimcovid.core.stage_names import DETECTORS, stage_of
 from siimcovid.core.tables import some
 from siimcovid.kernel.run import Run
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from siimcovid.inference.predictor import Predictions
 
 DETECTIONS = ["image_id", "model", "score", "x1", "y1", "x2", "y2"]
-
-MemoryShort = torch.cuda.OutOfMemoryError
 
 
 def free_memory() -> None:
@@ -84,7 +83,7 @@ def _in_smaller_batches(
 
     batch, device = config.infer_batch, None
     while True:
-        with run.recovery.recover(step, f"batches of {batch // 2}" if batch > 1 else "the CPU", MemoryShort, True):
+        with run.recovery.recover(step, f"batches of {batch // 2}" if batch > 1 else "the CPU", is_out_of_memory, True):
             changed, may_go_on = replace(config, infer_batch=batch), _time_for_another_batch(run, step)
             return predict_images(
                 *(stage_of(model), changed, network, run.test, run.cache, hflip, device, may_go_on, change),

@@ -6,7 +6,7 @@ With `strict` the error is raised instead of recorded.
 
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -27,18 +27,24 @@ class Recovery:
 
     @contextmanager
     def recover(
-        self, step: str, fallback: str, only: type[Exception] | tuple = Exception, retried: bool = False
+        self,
+        step: str,
+        fallback: str,
+        only: type[Exception] | Callable[[Exception], bool] = Exception,
+        retried: bool = False,
     ) -> Iterator[None]:
-        """Record an error of the kind `only` that the body raises, and go on behind it.
+        """Record an error that the body raises, and go on behind it.
 
-        step: the step's name. fallback: what happens instead, to be read after "instead:". Other errors, and with
-        `strict` all of them, are raised. retried: the caller tries the same work again in another way, as with smaller
-        batches, so that nothing is lost: not raised with `strict` either.
+        step: the step's name. fallback: what happens instead, to be read after "instead:". only: which errors, as
+        a type or a function that tells; others, and with `strict` all of them, are raised. retried: the caller tries
+        the same work again in another way, as with smaller batches, so that nothing is lost: not raised with `strict`
+        either.
         """
         try:
             yield
-        except only as error:
-            if self.strict and not retried:
+        except Exception as error:
+            wanted = isinstance(error, only) if isinstance(only, type) else only(error)
+            if not wanted or (self.strict and not retried):
                 raise
             self.degrade(step, str(error) or type(error).__name__, fallback, traceback.format_exc())
 

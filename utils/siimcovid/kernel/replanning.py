@@ -21,6 +21,7 @@ class Planner:
 
     requested: the preset with the numbers that lie beside the weights, and with OVERRIDES.
     trains: whether the models are trained first (MODE finetune).
+    pauses: whether training that the hours end goes on in a later session: nothing of it is dropped then.
     profile: measured seconds; zeros until step_profile.measure has run.
     plan, preset: what of it runs; all of it until `revise` is called.
     locked: stages whose training has begun; their settings stay.
@@ -28,12 +29,14 @@ class Planner:
 
     requested: Preset
     trains: bool
+    pauses: bool = False
     profile: Profile = field(default_factory=Profile)
     plan: RunPlan = None  # type: ignore[assignment]  # all of `requested`
     preset: Preset = None  # type: ignore[assignment]
     locked: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        self.pauses = self.pauses and self.trains
         self._take(self.plan or self.requested_plan())
 
     def _take(self, plan: RunPlan) -> None:
@@ -53,15 +56,24 @@ class Planner:
         return forecast(self.profile, self.plan)
 
     def seconds_after(self, step: str, essential: bool = False) -> float:
-        """Seconds that the plan needs for all that comes after a step, or for the essential steps of it only."""
-        return seconds_after(step, self.forecast(), ESSENTIAL if essential else None)
+        """Seconds that the plan needs for all that comes after a step, or for the essential steps of it only.
+
+        Where training pauses, a model keeps no time for the models after it: a later session trains them.
+        """
+        seconds, only = self.forecast(), ESSENTIAL if essential else None
+        if self.pauses and only is None:
+            only = [name for name in seconds if not name.startswith("fit ")]
+        return seconds_after(step, seconds, only)
 
     def revise(self, available: float, done: Collection[str]) -> None:
         """Choose the most that fits into the `available` seconds; the steps that are done take no more of them."""
-        self._take(fit_plan(self.profile, self.requested_plan(), available, self.plan, self.locked, done))
+        self._take(fit_plan(self.profile, self.requested_plan(), available, self.plan, self.locked, done, self.pauses))
 
     def least(self, profile: Profile) -> dict[str, float]:
-        """Seconds of each step with a plan that drops all that may be dropped, for another profile."""
+        """Seconds of each step with a plan that drops all that may be dropped, for another profile.
+
+        Also where training pauses: what it cannot do in this session then costs this session nothing.
+        """
         return forecast(profile, fit_plan(profile, self.requested_plan(), float("-inf"), self.plan, self.locked))
 
     def dropped(self) -> list[str]:
@@ -71,7 +83,9 @@ class Planner:
     def resume(self, earlier: RunPlan, locked: Collection[str]) -> None:
         """Keep the settings that an earlier run in the folder had chosen for stages whose training had begun."""
         self.locked = set(locked)
-        self._take(fit_plan(self.profile, self.requested_plan(), float("inf"), earlier, self.locked))
+        self._take(
+            fit_plan(self.profile, self.requested_plan(), float("inf"), earlier, self.locked, pauses=self.pauses)
+        )
 
     def lock(self, stage: str) -> None:
         """Keep a stage's settings from here on, and the number of its models: its training begins."""

@@ -69,7 +69,9 @@ class Run:
     predictions: TestPredictions = field(default_factory=TestPredictions)
 
     def __post_init__(self) -> None:
-        self.planner = self.planner or Planner(self.parameters.preset, self.parameters.mode == "finetune")
+        self.planner = self.planner or Planner(
+            self.parameters.preset, self.parameters.mode == "finetune", self.parameters.sessions > 1
+        )
 
     @property
     def folder(self) -> Path:
@@ -156,6 +158,7 @@ class Run:
             "preset": to_dict(self.preset),
             "competition": str(self.inputs.source),
             "hours": self.budget.hours,
+            "sessions": self.parameters.sessions,
             "strict": self.recovery.strict,
             "seconds": self.record.seconds,
             "steps": self.record.step_table(),

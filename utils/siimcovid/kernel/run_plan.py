@@ -5,7 +5,8 @@ thing that was dropped. This module imports no torch.
 
 What does not fit is dropped in this order: pseudo-labels, the mirrored images (test-time augmentation), the further
 members of a fold ensemble, training epochs down to a quarter, resolution to three quarters and to half of the side, and
-then the detectors but the first, the last one first.
+then the detectors but the first, the last one first. Where the training may go on in a later session, no more than
+pseudo-labels and the mirrored images are dropped.
 """
 
 import math
@@ -87,11 +88,13 @@ def fit_plan(
     now: RunPlan | None = None,
     locked: Collection[str] = (),
     done: Collection[str] = (),
+    pauses: bool = False,
 ) -> RunPlan:
     """The most of `requested` whose steps take no more than `available` seconds together, by the order of dropping.
 
     locked: stages whose training has begun; their settings stay as they are in `now`. done: steps that take no more
-    time. Where nothing fits, the least is returned: the end of the hours cuts the steps short then.
+    time. pauses: what does not fit is trained in a later session, so nothing of the training is dropped. Where nothing
+    fits, the least is returned: the end of the hours cuts the steps short then.
     """
     fixed = {s: {key: getattr(now, key)[s] for key in PER_STAGE if s in getattr(now, key)} for s in locked}
 
@@ -104,18 +107,20 @@ def fit_plan(
                 parts[key][stage] = value
         return replace(plan, **parts)
 
-    for candidate in _candidates(requested):
+    for candidate in _candidates(requested, pauses):
         chosen = with_fixed(candidate)
         if sum(seconds for step, seconds in forecast(profile, chosen).items() if step not in done) <= available:
             break
     return chosen
 
 
-def _candidates(requested: RunPlan) -> Iterator[RunPlan]:
-    """From all to the least, in the order of dropping."""
+def _candidates(requested: RunPlan, pauses: bool) -> Iterator[RunPlan]:
+    """From all to the least, in the order of dropping; with `pauses` those whose models are the same."""
     yield requested
     yield replace(requested, pseudo=0)
     yield (plain := replace(requested, pseudo=0, hflip_tta=False))
+    if pauses:
+        return
     for members in range(requested.members - 1, 0, -1):
         yield (plain := replace(plain, members=members))
     for scale in (1.0, *SCALES):

@@ -1,6 +1,6 @@
 """run.json: what was planned, how long each step took, what was dropped and what failed.
 
-    mode, preset (as it runs), competition, hours, strict
+    mode, preset (as it runs), competition, hours, sessions, strict
     seconds    {step: seconds}
     steps      [{step, predicted_seconds or null, seconds or null}], in the order of the steps
     total      {predicted_seconds, seconds}: from the start of the hours to the end, predicted when the plan was made

@@ -1,7 +1,7 @@
 """The trained models of a run: trained, found, verified, checked for numbers that are not finite, and kept in memory.
 
 In MODE finetune a stage's model is the one that this run trained; where that failed, and in MODE infer, the one in the
-weights folder.
+weights folders, see weights_sources.py.
 """
 
 from collections.abc import Callable
@@ -19,10 +19,12 @@ from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.overrides import override
 from siimcovid.core.stage_names import stage_of
 from siimcovid.data import duplicates, folds
+from siimcovid.kernel import weights_sources
 from siimcovid.kernel.lower_resolution import inference_changes
 from siimcovid.kernel.run import Run
 from siimcovid.models import checkpoints, weights_manifest
 from siimcovid.training import multi_gpu, train_stage
+from siimcovid.training.identity import Identity
 
 
 def without(name: str) -> str:
@@ -80,16 +82,31 @@ def fit(
     may_start_epoch: Callable[[float], bool],
     start: Path | None = None,
     seconds: float = float("inf"),
+    pause: bool = False,
+    resume_from: Path | None = None,
 ) -> Path:
     """Train a model for the run: train_stage.fit, in a process for each GPU where the machine has several.
 
     may_start_epoch: asked before each epoch with the seconds of the last, in this process. seconds: that training may
     take in other processes, which cannot ask. start: the weights folder to start from, by default the run's.
+    pause, resume_from: see training_loop.train.
     """
-    start, stage = start or (run.inputs.weights if run.inputs.verify else None), stage_of(name)
+    start, stage, options = start or start_of(run, name), stage_of(name), {"pause": pause, "resume_from": resume_from}
     if training_processes() > 1:
-        return multi_gpu.fit(stage, preset, images, run.cache, start, out, seconds)
-    return train_stage.fit(stage, preset, images, run.cache, start, out, may_start_epoch)
+        return multi_gpu.fit(stage, preset, images, run.cache, start, out, seconds, **options)
+    return train_stage.fit(stage, preset, images, run.cache, start, out, may_start_epoch, **options)
+
+
+def start_of(run: Run, name: str) -> Path | None:
+    """The weights folder that a model's training starts from; None for random weights."""
+    stage = stage_of(name)
+    return weights_sources.start_folder(run.inputs.starts, stage, getattr(run.preset, stage))
+
+
+def identity(run: Run, name: str) -> Identity:
+    """The identity of the training that `fit` makes of a model in this run's weights folder."""
+    start = start_of(run, name)
+    return train_stage.identity_of(stage_of(name), *member_images(run, name), run.cache, start, own(run, name).parent)
 
 
 def load(run: Run, name: str, path: Path | None = None) -> tuple[Any, nn.Module] | None:
@@ -113,8 +130,8 @@ def load(run: Run, name: str, path: Path | None = None) -> tuple[Any, nn.Module]
 
 
 def given(run: Run, name: str) -> Path:
-    """A model's checkpoint in the weights folder, verified. Raises InputError where there is none."""
-    file, weights = f"{name}.safetensors", run.inputs.weights
+    """A model's checkpoint in the weights folders, verified. Raises InputError where there is none."""
+    file, weights = f"{name}.safetensors", run.inputs.models.get(name, run.inputs.weights)
     if weights is None:
         raise InputError(f"no weights folder was found, so there is no {file}: attach the weights or set WEIGHTS_DIR")
     return weights_manifest.verified(weights, file) if run.inputs.verify else weights / file

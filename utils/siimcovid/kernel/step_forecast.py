@@ -54,6 +54,7 @@ class Profile:
     test_images: int = 0
     train_images: int = 0
     tables: float = 0.0  # seconds a test image for fusing and writing
+    trained: Mapping[str, int] = field(default_factory=dict)  # model -> epochs that an earlier session has trained
     score: bool = False  # whether the ground truth is at hand
 
     def stage(self, name: str) -> StageProfile:
@@ -68,7 +69,8 @@ def forecast(profile: Profile, plan: "RunPlan") -> dict[str, float]:
     area = {stage: plan.scale.get(stage, 1.0) ** 2 for stage in plan.stages}
     for name in plan.models(plan.stages):
         stage = stage_of(name)
-        seconds[f"fit {name}"] = training_seconds(known[stage], plan.epochs.get(stage, 0)) * area[stage]
+        epochs = max(0, plan.epochs.get(stage, 0) - profile.trained.get(name, 0))
+        seconds[f"fit {name}"] = training_seconds(known[stage], epochs) * area[stage]
     if plan.epochs:
         seconds["curves"] = PICTURES["curves"]
     passes = {s: known[s].load + known[s].image * area[s] * profile.test_images for s in plan.stages}

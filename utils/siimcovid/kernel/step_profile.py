@@ -21,7 +21,7 @@ from siimcovid.data import image_cache
 from siimcovid.evaluation.ground_truth import find_ground_truth
 from siimcovid.evaluation.submission_csv import write_submission
 from siimcovid.inference.predictor import Predictions, predict_images
-from siimcovid.kernel import stage_models
+from siimcovid.kernel import earlier_sessions, stage_models, weights_sources
 from siimcovid.kernel.kernel_inputs import priors
 from siimcovid.kernel.prepare_images import missing_images, wanted_images
 from siimcovid.kernel.run import Run
@@ -49,6 +49,8 @@ def measure(run: Run) -> Profile:
     images = wanted_images(run)
     whole = int((images["split"] == "test").sum())
     profile = replace(profile, test_images=whole, train_images=len(images) - whole)
+    with recover("plan", "all epochs count as still to be trained"):
+        profile = replace(profile, trained=earlier_sessions.trained_epochs(run))
     stages, outputs, failed = {}, [], []
     for stage in run.plan.stages:
         failed.append(stage)
@@ -107,7 +109,9 @@ def _stage(run: Run, stage: str, test: pd.DataFrame) -> tuple[StageProfile, Pred
     profile, path = StageProfile(), stage_models.own(run, stage)
     trial = run.folder / "trial"
     try:
-        if stage in run.plan.epochs and not path.is_file():
+        if done := earlier_sessions.finished_checkpoint(run, stage):
+            path = done
+        elif stage in run.plan.epochs and (not path.is_file() or weights_sources.is_unfinished(path)):
             profile, path = _training(run, stage, trial)
         if stage in run.plan.epochs and path.is_file():
             model = stage_models.read(path, stage)

@@ -76,6 +76,7 @@ def start(
     overrides: Any = None,
     strict: Any = False,
     seed: Any = None,
+    sessions: Any = 1,
     started: float | None = None,
     now: Callable[[], float] = time.monotonic,
 ) -> Run:
@@ -94,6 +95,7 @@ def start(
         "overrides": overrides,
         "strict": strict,
         "seed": seed,
+        "sessions": sessions,
     }
     recovery = Recovery()
     parameters = check_parameters(given, recovery)

@@ -11,8 +11,9 @@ from typing import Any
 
 import pandas as pd
 
+from siimcovid.core.memory_errors import is_out_of_memory
 from siimcovid.core.stage_names import stage_of
-from siimcovid.kernel.predict_test_images import MemoryShort, boxes, free_memory, with_ensemble
+from siimcovid.kernel.predict_test_images import boxes, free_memory, with_ensemble
 from siimcovid.kernel.run import Run
 from siimcovid.kernel.step_forecast import forecast
 from siimcovid.kernel.write_submissions import improve, model_outputs
@@ -34,7 +35,9 @@ def fit(run: Run) -> pd.DataFrame:
             from siimcovid.kernel import stage_models
 
             path = _train(run, name) if run.mode == "finetune" else None
-            if stage_models.load(run, name, path):
+            if path is None and run.planner.pauses and name not in run.inputs.models:
+                run.models.unusable.add(name)  # a later session trains it, so nothing is at fault
+            elif stage_models.load(run, name, path):
                 path = path or stage_models.given(run, name)
                 facts["file"] = str(path)
                 facts |= _last_epoch(path)
@@ -57,34 +60,53 @@ def _last_epoch(path: Path) -> dict[str, Any]:
 
 
 def _train(run: Run, name: str) -> Path | None:
-    """Train a model, with half the batch as often as memory is short; None where there is no time for an epoch."""
-    from siimcovid.kernel import stage_models
+    """Train a model, or take over what an earlier session trained of it; None where there is no time for an epoch.
+
+    Where SESSIONS allow it, training that the hours end pauses: its checkpoint is used, and a later session goes on.
+    """
+    from siimcovid.kernel import earlier_sessions, stage_models, weights_sources
 
     step, path, stage = f"fit {name}", stage_models.own(run, name), stage_of(name)
-    resume = path.with_name(f"{stage}.resume.pt")
-    one = replace(run.plan, epochs={**run.plan.epochs, stage: 1})
-    shortest = forecast(run.planner.profile, one)[step]
-    if not run.has_time(step, shortest) and (resume.is_file() or not path.is_file()):
-        run.record.end(f"{name} is not trained: {shortest:.0f} s for an epoch do not fit")
-        return None
+    identity = stage_models.identity(run, name)
+    earlier = earlier_sessions.look_up(run, name, identity)
+    if earlier.done:
+        run.planner.lock(stage)
+    else:
+        one = replace(run.plan, epochs={**run.plan.epochs, stage: 1})
+        shortest = forecast(replace(run.planner.profile, trained={}), one)[step]
+        if not run.has_time(step, shortest):
+            run.record.end(f"{name} is not trained: {shortest:.0f} s for an epoch do not fit")
+            paused = path.is_file() and weights_sources.facts_of(path).get("identity") == identity
+            return path if paused else None
+        path = _train_in_smaller_batches(run, name, earlier.resume_from)
+        if weights_sources.is_unfinished(path):
+            done = len(weights_sources.facts_of(path).get("epochs") or ())
+            run.record.end(f"training of {name} pauses after epoch {done}: the next session goes on")
+    stage_models.offer(run, name, path)
+    return path
+
+
+def _train_in_smaller_batches(run: Run, name: str, resume_from: Path | None) -> Path:
+    """Train a model, with half the batch, accumulated to the same, as often as memory is short."""
+    from siimcovid.kernel import stage_models
+
+    step, stage, out = f"fit {name}", stage_of(name), stage_models.own(run, name).parent
     run.planner.lock(stage)
     run.write()  # who is killed while training goes on with these settings
     while True:
-        with run.recovery.recover(step, "half the batch, accumulated to the same", MemoryShort, True):
-            path = stage_models.fit(
+        with run.recovery.recover(step, "half the batch, accumulated to the same", is_out_of_memory, True):
+            return stage_models.fit(
                 run,
                 name,
                 *stage_models.member_images(run, name),
-                path.parent,
+                out,
                 time_for_another_epoch(run, step, name),
                 seconds=seconds_for_processes(run, step, name),
+                pause=run.planner.pauses,
+                resume_from=resume_from,
             )
-            break
         free_memory()
         run.planner.halve_batch(stage)
-        resume.unlink(missing_ok=True)  # half a run with the other batch
-    stage_models.offer(run, name, path)
-    return path
 
 
 def _whole_epoch(run: Run, stage: str) -> tuple[float, float]:
@@ -109,7 +131,8 @@ def time_for_another_epoch(run: Run, step: str, name: str, reserve: float = 0.0)
         asked = now
         if run.has_time(step, whole + reserve):
             return True
-        run.record.end(f"training of {name} ends before its last epoch")
+        if step == PSEUDO or not run.planner.pauses:
+            run.record.end(f"training of {name} ends before its last epoch")
         return False
 
     return may_start_epoch

@@ -47,21 +47,27 @@ def stage_identity(
     Raises:
         InputError: the folder has no weights to start from, or damaged ones.
     """
+    begin = None
+    if start is not None:
+        begin = initial_weights.start_file(stage, getattr(preset, stage), start, out)[1]
+    return configuration_identity(stage, preset) | {
+        "images": table_hash(trained_on),
+        "held_out": None if held_out is None else table_hash(held_out),
+        "start": begin,
+    }
+
+
+def configuration_identity(stage: str, preset: Preset) -> Identity:
+    """The part of a stage's identity that is known without its images: "stage", "config", "seed" and "cache"."""
     config = to_dict(getattr(preset, stage))
     training = config["training"]
     # images per update count; in how many steps they are taken is a matter of memory
     training["nominal_batch"] = training["nominal_batch"] or training.pop("batch")
     training.pop("batch", None)
-    begin = None
-    if start is not None:
-        begin = initial_weights.start_file(stage, getattr(preset, stage), start, out)[1]
     return {
         "stage": stage,
         "config": json.loads(json.dumps(config)),
         "seed": preset.seed,
-        "images": table_hash(trained_on),
-        "held_out": None if held_out is None else table_hash(held_out),
-        "start": begin,
         "cache": {"version": image_cache.VERSION, "size": preset.cache_size},
     }
 
