@@ -10,6 +10,8 @@ import re
 import sys
 from pathlib import Path
 
+EXAMPLE = "siimcovid run /path/to/siim-covid19-detection --weights runs/pretrained --out runs/mine"
+
 NOTEBOOK = Path("notebooks") / "siim_covid19.ipynb"
 
 #: A line of an epoch: "rcnn 3/9  loss …".
