@@ -173,9 +173,11 @@ def test_a_torn_part_is_done_again(whole, images, weights, tmp_path, content):
 
 
 def test_two_processes_write_what_one_writes(whole, images, weights, tmp_path):
-    """By gloo, as torchrun starts them; pictures are drawn by both."""
+    """By gloo, as torchrun starts them; pictures are drawn and reports written by both."""
+    pytest.importorskip("highdicom")
     out = tmp_path / "out"
-    arguments = [str(images), "--weights", str(weights), "--out", str(out), "--threshold", "0.01", "--pictures"]
+    arguments = [str(images), "--weights", str(weights), "--out", str(out), "--threshold", "0.01"]
+    arguments += ["--pictures", "--dicom-sr"]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -189,6 +191,9 @@ def test_two_processes_write_what_one_writes(whole, images, weights, tmp_path):
     for name in ("predictions.csv", "boxes.csv", "coco.json", "failures.csv"):
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name
     assert len(list((out / "pictures").glob("*.png"))) == 11
+    reports = pd.read_csv(out / "dicom-sr.csv")
+    assert reports["image_id"].tolist() == ["dicom0", "dicom1", "dicom2"]
+    assert all((out / path).is_file() for path in reports["report"])
 
 
 def test_the_competitions_file(images, weights, tmp_path):
