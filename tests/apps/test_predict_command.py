@@ -260,6 +260,28 @@ def test_bad_input_is_one_sentence(images, weights, tmp_path, capsys, arguments,
     assert error.count("\n") == 1
 
 
+def test_quiet_says_what_is_wrong_and_verbose_where(images, weights, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    arguments = ["--weights", str(weights), "--out", str(tmp_path)]
+    assert main(["predict", str(images / "png 3.png"), *arguments, "-q"]) == 0
+    assert capsys.readouterr() == ("", "")
+    several = [str(images / name) for name in ("png 3.png", "cut.png", "broken.dcm")]
+    assert main(["predict", *several, *arguments, "--quiet"]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith(f"{tmp_path}/failures.csv: 2 files cannot be read")
+    assert (said.out.count("\n"), said.err) == (1, "")
+    assert main(["predict", *several, *arguments, "-v"]) == 0
+    said = capsys.readouterr()
+    assert "means nothing on patients" in said.out
+    assert said.err.count("Traceback") >= 2
+    for name, words in (("cut.png", "is no whole PNG or JPEG"), ("broken.dcm", "is not a DICOM file")):
+        assert f"\n{images / name}\nTraceback" in said.err
+        assert words in said.err
+    assert "\x1b" not in said.out + said.err
+    with pytest.raises(SystemExit):
+        main(["predict", *several, *arguments, "-v", "-q"])
+
+
 def test_real_images_of_all_kinds_in_one_call(real, weights, tmp_path, capsys):
     """The 24 DICOM files, some broken on purpose, and NIH's JPEGs: those that cannot be read are listed."""
     nih = sorted((real / "nih" / "images").iterdir())[:6]

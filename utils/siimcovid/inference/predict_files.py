@@ -60,7 +60,11 @@ class FilePredictions:
 
 
 def predict_files(
-    model: TrainedModel, images: Sequence[ImageFile], failures: Sequence[tuple[str, str]], out: Path
+    model: TrainedModel,
+    images: Sequence[ImageFile],
+    failures: Sequence[tuple[str, str]],
+    out: Path,
+    progress: bool = True,
 ) -> FilePredictions:
     """Predict all images that can be read.
 
@@ -68,15 +72,14 @@ def predict_files(
         model: see `trained_model.load`.
         images, failures: see `image_files.find_images`.
         out: where finished parts are kept, in OUT/parts.
-
-    A bar is shown where stderr is a terminal.
+        progress: whether to show a bar where stderr is a terminal.
     """
     rank, processes, gather = _launch()
     parts = [images[start : start + PART] for start in range(0, len(images), PART)]
     results: list[tuple[int, dict]] = []
     own = range(rank, len(parts), processes)
     total = sum(len(parts[number]) for number in own)
-    with progress_bar(None, "predict", "image", total, disable=None if rank == 0 else True) as bar:
+    with progress_bar(None, "predict", "image", total, disable=None if progress and rank == 0 else True) as bar:
         for number in own:
             results.append((number, _part(model, parts[number], out / FOLDER)))
             bar.update(len(parts[number]))
