@@ -173,9 +173,11 @@ def test_a_torn_part_is_done_again(whole, images, weights, tmp_path, content):
 
 
 def test_two_processes_write_what_one_writes(whole, images, weights, tmp_path):
-    """By gloo, as torchrun starts them; pictures are drawn by both."""
+    """By gloo, as torchrun starts them; pictures are drawn and reports written by both."""
+    pytest.importorskip("highdicom")
     out = tmp_path / "out"
-    arguments = [str(images), "--weights", str(weights), "--out", str(out), "--threshold", "0.01", "--pictures"]
+    arguments = [str(images), "--weights", str(weights), "--out", str(out), "--threshold", "0.01"]
+    arguments += ["--pictures", "--dicom-sr"]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -191,6 +193,9 @@ def test_two_processes_write_what_one_writes(whole, images, weights, tmp_path):
     for name in ("predictions.csv", "boxes.csv", "coco.json", "failures.csv"):
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name
     assert len(list((out / "pictures").glob("*.png"))) == 11
+    reports = pd.read_csv(out / "dicom-sr.csv")
+    assert reports["image_id"].tolist() == ["dicom0", "dicom1", "dicom2"]
+    assert all((out / path).is_file() for path in reports["report"])
 
 
 def test_the_competitions_file(images, weights, tmp_path):
@@ -255,6 +260,28 @@ def test_bad_input_is_one_sentence(images, weights, tmp_path, capsys, arguments,
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+
+
+def test_quiet_says_what_is_wrong_and_verbose_where(images, weights, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    arguments = ["--weights", str(weights), "--out", str(tmp_path)]
+    assert main(["predict", str(images / "png 3.png"), *arguments, "-q"]) == 0
+    assert capsys.readouterr() == ("", "")
+    several = [str(images / name) for name in ("png 3.png", "cut.png", "broken.dcm")]
+    assert main(["predict", *several, *arguments, "--quiet"]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith(f"{tmp_path}/failures.csv: 2 files cannot be read")
+    assert (said.out.count("\n"), said.err) == (1, "")
+    assert main(["predict", *several, *arguments, "-v"]) == 0
+    said = capsys.readouterr()
+    assert "means nothing on patients" in said.out
+    assert said.err.count("Traceback") >= 2
+    for name, words in (("cut.png", "is no whole PNG or JPEG"), ("broken.dcm", "is not a DICOM file")):
+        assert f"\n{images / name}\nTraceback" in said.err
+        assert words in said.err
+    assert "\x1b" not in said.out + said.err
+    with pytest.raises(SystemExit):
+        main(["predict", *several, *arguments, "-v", "-q"])
 
 
 def test_real_images_of_all_kinds_in_one_call(real, weights, tmp_path, capsys):

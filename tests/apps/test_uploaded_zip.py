@@ -243,7 +243,8 @@ def test_predictions_csv():
 
 def test_boxes_csv():
     table = pd.read_csv(io.StringIO(result_file("boxes.csv", RESULT)))
-    assert table.columns.tolist() == ["image", "name", "model", "score", "xmin", "ymin", "xmax", "ymax"]
+    assert table.columns.tolist() == ["image", "name", "model", "score", "xmin", "ymin", "xmax", "ymax", "notice"]
+    assert set(table["notice"]) == {RESULT["notice"]}
     assert table["model"].tolist() == ["rcnn", "rcnn", "ensemble"]
     assert table[["score", "xmin", "ymin", "xmax", "ymax"]].to_numpy().tolist() == [
         [0.5, 1.25, 2.0, 11.5, 22.0],

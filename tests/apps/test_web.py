@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,27 +24,28 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from siimcovid.apps.ablation.trained_variants import PLAIN
 from siimcovid.apps.command_line import main
 from siimcovid.apps.web import grad_cam, uploaded_files, web_app
-from siimcovid.apps.web.image_predictor import predict_image
-from siimcovid.apps.web.loaded_models import LoadedModels, for_serving, load_models
 from siimcovid.apps.web.request_errors import STATUS, RequestError
 from siimcovid.apps.web.request_queue import Queue
-from siimcovid.apps.web.study_predictor import combine_images
 from siimcovid.apps.web.uploaded_files import Limits, read_upload
 from siimcovid.apps.web.web_app import create_app
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.overrides import override
+from siimcovid.core.presets import load_preset
 from siimcovid.core.processes import Lost
 from siimcovid.data import image_cache
 from siimcovid.inference.ensemble import combine
 from siimcovid.inference.model_outputs import ModelOutputs
-from siimcovid.inference.predictor import predict_table
+from siimcovid.inference.predictor import DETECTION_COLUMNS, predict_table
+from siimcovid.inference.trained_model import TrainedModel, load
+from siimcovid.models import checkpoints, weights_manifest
 from support.dicom_files import write
 from support.tiny_weights import write_weights
 
@@ -78,8 +80,8 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def models(folder) -> LoadedModels:
-    return load_models(folder)
+def model(folder) -> TrainedModel:
+    return load(folder)
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +90,8 @@ def queue() -> Queue:
 
 
 @pytest.fixture(scope="module")
-def app(models, queue):
-    return create_app(models, LIMITS, queue)
+def app(model, queue):
+    return create_app(model, LIMITS, queue)
 
 
 @pytest.fixture
@@ -105,24 +107,22 @@ def post(client, *files: bytes, path: str = "/api/predict", names: str = "image"
 # --- results ---------------------------------------------------------------------------------------------------------
 
 
-def test_numbers_are_the_kernels(client, models, tmp_path):
+def test_numbers_are_the_kernels(client, model, tmp_path):
     """The page's boxes and study labels against predict and combine on a cache made by prepare."""
     data = dicom(tmp_path, image(rows=700, columns=500))
     images = pd.DataFrame({"image_id": ["a"], "study_id": ["s"], "path": [str(tmp_path / "image.dcm")]})
     images["boxes"], images["study_label"] = [[]], [None]
-    assert image_cache.prepare(images, tmp_path / "cache", models.preset.cache_size, workers=1).empty
+    assert image_cache.prepare(images, tmp_path / "cache", model.preset.cache_size, workers=1).empty
     tables = {
-        name: predict_table(name, s.config, s.model, images, tmp_path / "cache") for name, s in models.stages.items()
+        name: predict_table(name, config, network, images, tmp_path / "cache")
+        for name, (config, network) in model.models.items()
     }
     used = {name: tables[name] for name in ("rcnn", "yolo")}
-    if models.preset.fusion.hflip_tta:
+    if model.preset.fusion.hflip_tta:
         for name in ("rcnn", "yolo"):
-            stage = models.stages[name]
-            used[f"{name}_hflip"] = predict_table(
-                name, stage.config, stage.model, images, tmp_path / "cache", hflip=True
-            )
+            used[f"{name}_hflip"] = predict_table(name, *model.models[name], images, tmp_path / "cache", hflip=True)
     said = ModelOutputs(images[["image_id", "study_id"]], pd.concat(used.values()), {name: ["a"] for name in used})
-    together = combine(replace(said, study_probs=tables["study"]), models.preset)
+    together = combine(replace(said, study_probs=tables["study"]), model.preset)
     whole = post(client, data).json
     result = whole["images"][0]
     assert (result["rows"], result["columns"]) == (700, 500)
@@ -168,9 +168,9 @@ def test_exif_orientation_is_followed(client):
 
 
 @pytest.fixture(scope="module")
-def plain(models) -> LoadedModels:
+def plain(model) -> TrainedModel:
     """The same models without late fusion."""
-    return for_serving(models.stages, override(models.preset, {**PLAIN, "fusion.hflip_tta": True}))
+    return replace(model, preset=override(model.preset, {**PLAIN, "fusion.hflip_tta": True}))
 
 
 def test_study_is_the_mean_of_its_images(plain):
@@ -191,12 +191,12 @@ def test_study_is_the_mean_of_its_images(plain):
 
 def test_a_silent_detector_still_counts(plain):
     """Equation 6 of the report divides by the weights of all, even where only one found something on the image."""
-    predicted = predict_image(plain, image())
-    none = dict.fromkeys(predicted.boxes, np.empty((0, 5)))
-    predicted = replace(predicted, boxes=none | {"rcnn": np.array([[0.8, 0.1, 0.1, 0.5, 0.5]])})
-    boxes, _ = combine_images(plain, [predicted])
-    expected = 0.8 / len(plain.ensemble_members)  # all weights are 1
-    assert boxes.loc[boxes["model"] == "ensemble", "score"].tolist() == pytest.approx([expected])
+    outputs = plain.outputs_of_study([image()]).outputs
+    box = pd.DataFrame([["0", "rcnn", 0.8, 0.1, 0.1, 0.5, 0.5]], columns=DETECTION_COLUMNS)
+    boxes = combine(replace(outputs, detections=box), plain.preset).detections
+    expected = 0.8 / len(outputs.predicted_ids)  # all weights are 1
+    assert len(outputs.predicted_ids) == 4
+    assert boxes["score"].tolist() == pytest.approx([expected])
 
 
 def test_fields(client):
@@ -233,10 +233,18 @@ def test_heat_map_leaves_what_was_cropped_clear():
 
 
 @pytest.mark.parametrize(
-    ("stages", "choices"), [(["rcnn"], ["rcnn"]), (["yolo", "study"], ["yolo"]), (["study"], [])], ids=str
+    ("stages", "hflip", "choices"),
+    [
+        (["rcnn"], False, ["rcnn"]),
+        (["rcnn"], True, ["rcnn", "ensemble"]),
+        (["study", "yolo"], False, ["yolo"]),
+        (["study"], True, []),
+    ],
+    ids=str,
 )
-def test_only_what_is_there_is_offered(folder, models, stages, choices):
-    some = for_serving({name: models.stages[name] for name in stages})
+def test_only_what_is_there_is_offered(model, stages, hflip, choices):
+    preset = override(model.preset, {**PLAIN, "fusion.hflip_tta": hflip})
+    some = replace(model, models={name: model.models[name] for name in stages}, preset=preset)
     client = create_app(some, LIMITS).test_client()
     assert client.get("/healthz").json["models"] == stages
     page = post(client, encoded(image(), "PNG"), path="/").text
@@ -245,10 +253,60 @@ def test_only_what_is_there_is_offered(folder, models, stages, choices):
     assert list(post(client, encoded(image(), "PNG")).json["images"][0]["boxes"]) == choices
 
 
-def test_no_trained_stage_is_a_sentence(tmp_path):
+def test_no_trained_model_is_a_sentence(tmp_path):
     (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(InputError, match="no trained stage"):
-        load_models(tmp_path)
+    with pytest.raises(InputError, match="no trained model"):
+        load(tmp_path)
+
+
+def test_every_member_of_a_fold_ensemble_counts(folder, tmp_path):
+    """Each is offered under its number, and the ensemble is what siimcovid.load's prediction is."""
+    shutil.copytree(folder, tmp_path / "weights")
+    for stage in ("rcnn", "study"):
+        config = checkpoints.load(tmp_path / "weights" / f"{stage}.safetensors")[1]
+        torch.manual_seed(1)
+        path = tmp_path / "weights" / f"{stage}.1.safetensors"
+        network = checkpoints.build_model(stage, config)
+        if stage == "study":
+            network.head[-1].bias.data[0] += 1  # untrained ones agree to four decimals
+        checkpoints.save(path, network, stage, config)
+        weights_manifest.register_trained(path, stage, load_preset("small"), "nothing")
+    model = load(tmp_path / "weights")
+    client = create_app(model, LIMITS).test_client()
+    data = encoded(image(), "PNG")
+    found = post(client, data, pictures="1").json
+    assert found["models"] == ["rcnn", "rcnn.1", "yolo", "ensemble"]
+    expected = model.predict(image(), threshold=0.0)
+    assert found["study_probabilities"] == pytest.approx(expected.study_probs, abs=1e-4)
+    boxes = [[box[key] for key in ("score", "left", "top", "right", "bottom")] for box in last_boxes(found)]
+    assert np.allclose(boxes, np.array(expected.boxes), atol=0.011)
+    alone = post(create_app(load(folder), LIMITS).test_client(), data, pictures="1").json
+    for key in ("study_probabilities", "heatmap"):
+        assert found["images"][0][key] != alone["images"][0][key]
+    page = post(client, data, path="/").text
+    assert "<span>Faster R-CNN 2</span>" in page
+    assert "<span>YOLO</span>" in page
+
+
+def last_boxes(result: dict) -> list[dict]:
+    return result["images"][0]["boxes"][result["models"][-1]]
+
+
+def test_everything_says_what_the_weights_were_trained_on(folder, tmp_path):
+    """The page, before and after a prediction, its files and the JSON."""
+    shutil.copytree(folder, tmp_path / "weights")
+    (tmp_path / "competition-0.truth").mkdir()
+    (tmp_path / "competition-0.truth" / "synthetic.json").write_text("{}")
+    for stage in ("rcnn", "yolo", "study"):
+        path = tmp_path / "weights" / f"{stage}.safetensors"
+        weights_manifest.register_trained(path, stage, load_preset("small"), tmp_path / "competition-0")
+    client = create_app(load(tmp_path / "weights"), LIMITS).test_client()
+    data = encoded(image(), "PNG")
+    said = [client.get("/").text, post(client, data, path="/").text, post(client, data).json["notice"]]
+    said += [post(client, data, format=name).text for name in ("predictions.csv", "boxes.csv", "coco.json")]
+    for text in said:
+        for words in ("not for diagnosis", "competition-0 (synthetic images)", "means nothing on patients"):
+            assert words in text
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
@@ -295,7 +353,7 @@ def test_health(client):
     assert client.get("/healthz").json == {
         "status": "ok",
         "version": "0.1.0",
-        "models": ["rcnn", "yolo", "study"],
+        "models": ["rcnn", "study", "yolo"],
         "requests": 0,
     }
 
@@ -541,7 +599,7 @@ def test_command(folder, host):
         served(folder, "--host", host) as (_, address),
         urllib.request.urlopen(f"{address}/healthz", timeout=60) as answer,
     ):
-        assert json.load(answer)["models"] == ["rcnn", "yolo", "study"]
+        assert json.load(answer)["models"] == ["rcnn", "study", "yolo"]
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,10 @@ import pytest
 import waitress
 from PIL import Image
 
-from siimcovid.apps.web.loaded_models import load_models
 from siimcovid.apps.web.request_queue import Queue
 from siimcovid.apps.web.uploaded_files import Limits
 from siimcovid.apps.web.web_app import create_app
+from siimcovid.inference.trained_model import load
 from siimcovid.synthetic import radiograph
 from support.dicom_files import write
 from support.tiny_weights import write_weights
@@ -62,7 +62,7 @@ def address(tmp_path_factory, queue):
     """The page, served."""
     trained = os.environ.get("SIIMCOVID_WEIGHTS")
     folder = Path(trained) if trained else write_weights(tmp_path_factory.mktemp("weights"))
-    app = create_app(load_models(folder), Limits(megabytes=8, images=3), queue)
+    app = create_app(load(folder), Limits(megabytes=8, images=3), queue)
     server = waitress.create_server(app, host="127.0.0.1", port=0, threads=8, ident=None)
     threading.Thread(target=server.run, daemon=True).start()
     yield f"http://127.0.0.1:{server.effective_port}"

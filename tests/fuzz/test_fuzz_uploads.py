@@ -288,7 +288,8 @@ def test_drawn_forms(monkeypatch):
     """Any text in any field is a result or one of the errors that docs/web.md names, and never our own failure."""
     from siimcovid.apps.web import web_app  # not above: the decoding process imports this file, and needs no torch
 
-    models = SimpleNamespace(box_models=["rcnn", "ensemble"], stages={"rcnn": None, "study": None}, sources=())
+    preset = SimpleNamespace(fusion=SimpleNamespace(detectors=("rcnn",), hflip_tta=True))
+    model = SimpleNamespace(models={"rcnn": None, "study": None}, preset=preset, notices=())
     result = {
         "version": "",
         "notice": "",
@@ -297,11 +298,10 @@ def test_drawn_forms(monkeypatch):
         "highest": None,
         "images": [],
         "files_left_out": 0,
-        "weights": [],
     }
     monkeypatch.setattr(web_app, "warm_up", lambda service: None)
     monkeypatch.setattr(web_app, "predict_files", lambda *_, **__: result)
-    client = web_app.create_app(models, LIMITS).test_client()
+    client = web_app.create_app(model, LIMITS).test_client()
     text = st.text(max_size=20) | st.sampled_from(
         ["nan", "inf", "1e999", "-0", "0x1", "１", "rcnn", "boxes.csv", "1", "0.3"]
     )

@@ -134,13 +134,14 @@ def loader(
     batch: int = 1,
     sampler: Sampler | None = None,
     batches: Sampler[list[int]] | None = None,
+    decode_ahead: bool = True,
 ) -> DataLoader:
     """A loader in the dataset's order, or the sampler's; `batches` yields whole batches instead of both.
 
-    On GPU machines worker processes decode ahead of the model.
+    On GPU machines worker processes decode ahead of the model, unless `decode_ahead` is false.
     """
     gpu = bool(gpu_count())
-    workers = min(4, os.cpu_count() or 1) if gpu else 0  # on CPU the model wants the cores itself
+    workers = min(4, os.cpu_count() or 1) if gpu and decode_ahead else 0  # on CPU the model wants the cores itself
     order = {"batch_size": batch, "sampler": sampler}
     return DataLoader(
         dataset,

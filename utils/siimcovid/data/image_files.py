@@ -5,6 +5,8 @@ that is none. `place` then puts an image where it can be read under a plain name
 """
 
 import os
+import tempfile
+import traceback
 import zipfile
 import zlib
 from collections import Counter
@@ -18,6 +20,7 @@ from PIL import ExifTags, Image
 from pydicom import dcmread
 
 from siimcovid.core.errors import InputError
+from siimcovid.core.processes import run_apart
 from siimcovid.data.dicom_headers import read_header
 from siimcovid.data.dicom_image import read_image
 from siimcovid.data.picture_files import read_picture
@@ -30,6 +33,9 @@ ENDINGS = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")
 
 #: What an archive or a damaged file may raise when a member is read.
 DAMAGE = (OSError, EOFError, RuntimeError, NotImplementedError, ValueError, zipfile.BadZipFile, zlib.error)
+
+#: Seconds in which a file that could not be read is read once more to see where it fails.
+TRACEBACK_LIMIT = 60.0
 
 #: Characters of an image's name that become part of the files written for it.
 LONGEST_NAME = 120
@@ -123,6 +129,32 @@ def read_image_file(path: Path | str) -> np.ndarray:
     except OSError as error:
         raise InputError(f"{_utf8(path)} cannot be read ({error.strerror}); name an image file") from None
     return read_picture(path)[0] if picture else read_image(path)
+
+
+def tracebacks(images: Sequence[ImageFile]) -> Iterator[tuple[str, str]]:
+    """Where the reading of each image fails: (shown path, traceback), for those that raise something.
+
+    Each is read in a process of its own, which may crash; then there is no traceback.
+    """
+    for image in images:
+        with tempfile.TemporaryDirectory(prefix="siimcovid-") as folder:
+            try:
+                file = place(image, Path(folder))
+            except InputError as error:
+                yield image.shown, "".join(traceback.format_exception(error))
+                continue
+            ((_, text),) = run_apart(_traceback, [str(file)], workers=1, limit=TRACEBACK_LIMIT)
+        if text and isinstance(text, str):  # neither nothing nor Lost
+            yield image.shown, text
+
+
+def _traceback(path: str) -> str:
+    """The traceback of reading a file, "" where nothing is raised, in a worker process."""
+    try:
+        read_image_file(path)
+    except Exception:
+        return traceback.format_exc()
+    return ""
 
 
 def original_size(path: Path) -> tuple[int, int]:

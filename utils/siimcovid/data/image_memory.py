@@ -5,6 +5,7 @@ is imported when the first image is read: the kernel's run holds a memory also w
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -43,3 +44,16 @@ class ImageMemory:
             self.free -= square.nbytes
             self.images[key] = square
         return square
+
+
+class HeldImages:
+    """Images that lie in no folder, for an ImageDataset in place of an ImageMemory: nothing is written to a disk."""
+
+    def __init__(self, images: Mapping[str, np.ndarray]):
+        self.images = images  # image id -> (rows, columns) uint8
+
+    def square(self, folder: Path, image_id: str, side: int) -> np.ndarray:
+        """An image stretched to a square: (side, side) uint8. No folder is read."""
+        from siimcovid.data.resize import resize_to_square
+
+        return resize_to_square(self.images[image_id], side)

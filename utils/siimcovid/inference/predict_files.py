@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ class FilePredictions:
         outputs: of the models, for these images.
         failures: path and reason of each file that could not be predicted.
         rank, processes: which process of how many this is.
+        gather: joins all processes' lists of rows; all of them must call it.
     """
 
     index: pd.DataFrame
@@ -55,10 +56,15 @@ class FilePredictions:
     failures: pd.DataFrame
     rank: int
     processes: int
+    gather: Callable[[list], list]
 
 
 def predict_files(
-    model: TrainedModel, images: Sequence[ImageFile], failures: Sequence[tuple[str, str]], out: Path
+    model: TrainedModel,
+    images: Sequence[ImageFile],
+    failures: Sequence[tuple[str, str]],
+    out: Path,
+    progress: bool = True,
 ) -> FilePredictions:
     """Predict all images that can be read.
 
@@ -66,26 +72,25 @@ def predict_files(
         model: see `trained_model.load`.
         images, failures: see `image_files.find_images`.
         out: where finished parts are kept, in OUT/parts.
-
-    A bar is shown where stderr is a terminal.
+        progress: whether to show a bar where stderr is a terminal.
     """
     rank, processes, gather = _launch()
     parts = [images[start : start + PART] for start in range(0, len(images), PART)]
     results: list[tuple[int, dict]] = []
     own = range(rank, len(parts), processes)
     total = sum(len(parts[number]) for number in own)
-    with progress_bar(None, "predict", "image", total, disable=None if rank == 0 else True) as bar:
+    with progress_bar(None, "predict", "image", total, disable=None if progress and rank == 0 else True) as bar:
         for number in own:
             results.append((number, _part(model, parts[number], out / FOLDER)))
             bar.update(len(parts[number]))
     done = [result for _, result in sorted(gather(results), key=lambda entry: entry[0])]
-    return _joined(done, images, failures, rank, processes)
+    return FilePredictions(*_joined(done, images, failures), rank, processes, gather)
 
 
-def _launch() -> tuple[int, int, Any]:
+def _launch() -> tuple[int, int, Callable[[list], list]]:
     """This process's number, how many there are, and the function that joins all processes' lists."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return 0, 1, lambda rows: rows
+        return 0, 1, list
     from accelerate.utils import gather_object
 
     state = launched_as()
@@ -144,10 +149,8 @@ def _joined(
     parts: Sequence[dict[str, Any]],
     images: Sequence[ImageFile],
     failures: Sequence[tuple[str, str]],
-    rank: int,
-    processes: int,
-) -> FilePredictions:
-    """All parts as one, in the order of `images`."""
+) -> tuple[pd.DataFrame, ModelOutputs, pd.DataFrame]:
+    """All parts as one, in the order of `images`: index, outputs and failures of FilePredictions."""
     shown = {image.image_id: image.shown for image in images}
     rows = [row for part in parts for row in part["index"]]
     index = pd.DataFrame(rows, columns=["image_id", "study_id", "rows", "columns"])
@@ -163,10 +166,5 @@ def _joined(
     study_probs = pd.DataFrame([row for part in parts for row in part["study_probs"]], columns=columns)
     study_probs = study_probs.astype(dict.fromkeys(columns[2:], float))
     unread = [*failures, *((shown[name], reason) for part in parts for name, reason in part["failures"].items())]
-    return FilePredictions(
-        index,
-        ModelOutputs(index[["image_id", "study_id"]], detections, predicted, study_probs),
-        pd.DataFrame(sorted(unread), columns=["path", "reason"]),
-        rank,
-        processes,
-    )
+    outputs = ModelOutputs(index[["image_id", "study_id"]], detections, predicted, study_probs)
+    return index, outputs, pd.DataFrame(sorted(unread), columns=["path", "reason"])

@@ -27,7 +27,7 @@ from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.progress import progress_bar
 from siimcovid.data.datasets import ImageDataset, loader
 from siimcovid.data.image_cache import read
-from siimcovid.data.image_memory import ImageMemory
+from siimcovid.data.image_memory import HeldImages, ImageMemory
 from siimcovid.data.resize import centre_crop
 from siimcovid.models.backbone import for_inference
 from siimcovid.models.study_classifier import probabilities
@@ -51,7 +51,14 @@ class Predictions:
 class InferenceDataset(ImageDataset):
     """Images as samples without augmentation; one without a readable picture is black, with `readable` False."""
 
-    def __init__(self, images: pd.DataFrame, cache: Path, size: int, change: Change | None, memory: ImageMemory):
+    def __init__(
+        self,
+        images: pd.DataFrame,
+        cache: Path,
+        size: int,
+        change: Change | None,
+        memory: ImageMemory | HeldImages,
+    ):
         super().__init__(images, cache, size, memory=memory)
         self.change_image = change
 
@@ -107,7 +114,7 @@ def predict_images(
     change: Change | None = None,
     *,
     split: bool = True,
-    memory: ImageMemory | None = None,
+    memory: ImageMemory | HeldImages | None = None,
     progress: bool = True,
 ) -> Predictions:
     """Predict the images of the index that lie in the cache: detections with a detector, study labels with `study`.
@@ -125,7 +132,8 @@ def predict_images(
         change: what is done to each square image before the model gets it.
         split: in a distributed launch, predict this process's share of the batches and gather all; False predicts all
             images here.
-        memory: keeps decoded images for the next model; by default none are kept.
+        memory: keeps decoded images for the next model; by default none are kept. HeldImages has them all, and the
+            cache is not read.
         progress: whether to show a bar.
     """
     device = torch.device(device) if device else choose_device()
@@ -133,7 +141,7 @@ def predict_images(
     model = model.to(device)
     dataset = InferenceDataset(images, cache, config.infer_size, change, memory or ImageMemory(0))
     rows: list[tuple[str, bool, np.ndarray]] = []  # an image's id, whether it could be read, and its output
-    batches = loader(Subset(dataset, share), config.infer_batch)
+    batches = loader(Subset(dataset, share), config.infer_batch, decode_ahead=not isinstance(memory, HeldImages))
     for batch in progress_bar(batches, f"predict {stage}", "batch", disable=None if progress else True):
         output = _predict_batch(stage, config, model, batch["images"].to(device, non_blocking=True), hflip)
         rows += zip(batch["image_ids"], batch["readable"], _arrays(output), strict=True)

@@ -10,13 +10,11 @@ the study labels and of `none`, fused by the preset that the weights were traine
 
 import hashlib
 import json
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import pandas as pd
 from torch import nn
@@ -28,7 +26,7 @@ from siimcovid.core.overrides import override, to_dict
 from siimcovid.core.presets import PRESETS, SMALL
 from siimcovid.core.stage_names import DETECTORS, stage_of
 from siimcovid.data import image_cache, image_files
-from siimcovid.data.image_memory import ImageMemory
+from siimcovid.data.image_memory import HeldImages, ImageMemory
 from siimcovid.evaluation.ensemble_prediction import EnsemblePrediction
 from siimcovid.evaluation.submission_csv import to_pixels
 from siimcovid.inference import fit_ensemble
@@ -109,6 +107,21 @@ class ImagePrediction:
 
 
 @dataclass(frozen=True)
+class StudyOutputs:
+    """What every model predicts on the images of one study, before that is combined.
+
+    Attributes:
+        index: a row per image: image_id ("0", "1" …), study_id, name, rows, columns (of the original).
+        pixels: of each image, (h, w) uint8, upright at the models' working size.
+        outputs: the models' outputs.
+    """
+
+    index: pd.DataFrame
+    pixels: list[np.ndarray]
+    outputs: ModelOutputs
+
+
+@dataclass(frozen=True)
 class TrainedModel:
     """The trained models of a weights folder.
 
@@ -137,27 +150,45 @@ class TrainedModel:
         self, images: Sequence[Path | str | np.ndarray], threshold: float = THRESHOLD
     ) -> list[ImagePrediction]:
         """Predict the images of one study, whose study probabilities are the mean over them; else as `predict`."""
-        with tempfile.TemporaryDirectory() as folder:
-            index = self._prepare(images, Path(folder))
-            outputs = self.outputs(index, Path(folder))
-            pixels = [image_cache.read(folder, name) for name in index["image_id"]]
-        predicted = set(outputs.study_probs["image_id"]).union(*outputs.predicted_ids.values())
-        if missing := set(index["image_id"]) - predicted:
-            raise InputError(f"{self._name(images, min(missing))}: the models' output is not finite; use other weights")
-        prediction = combine(outputs, self.preset)
-        rows = as_images(prediction, index, threshold)
-        names = [self._name(images, name) for name in index["image_id"]]
+        found = self.outputs_of_study(images)
+        rows = as_images(combine(found.outputs, self.preset), found.index, threshold)
         return [
             ImagePrediction(name, row.rows, row.columns, row.boxes, row.study_probs, row.none, self.notices, picture)
-            for name, row, picture in zip(names, rows, pixels, strict=True)
+            for name, row, picture in zip(found.index["name"], rows, found.pixels, strict=True)
         ]
 
-    def outputs(self, index: pd.DataFrame, cache: Path) -> ModelOutputs:
+    def outputs_of_study(self, images: Iterable[Path | str | np.ndarray]) -> StudyOutputs:
+        """Every model's output for the images of one study, which are held in memory alone.
+
+        images: as for `predict`; each is let go at its full size before the next is taken. Raises InputError for one
+        that cannot be read, or for which the models' output is not finite.
+        """
+        rows, held = [], {}
+        for number, image in enumerate(images):
+            name = f"image {number + 1}" if isinstance(image, np.ndarray) else str(image)
+            pixels = image if isinstance(image, np.ndarray) else image_files.read_image_file(image)
+            if pixels.dtype != np.uint8 or pixels.ndim != 2 or not pixels.size:
+                raise InputError(
+                    f"an image is {pixels.dtype} {pixels.shape}; give uint8 pixels of shape (rows, columns)"
+                )
+            held[str(number)] = image_cache.fit(pixels, self.preset.cache_size)
+            rows.append((str(number), "study", name, *pixels.shape))
+        index = pd.DataFrame(rows, columns=["image_id", "study_id", "name", "rows", "columns"])
+        outputs = self.outputs(index, memory=HeldImages(held))
+        predicted = set(outputs.study_probs["image_id"]).union(*outputs.predicted_ids.values())
+        if missing := index.loc[~index["image_id"].isin(predicted), "name"].tolist():
+            raise InputError(f"{missing[0]}: the models' output is not finite; use other weights")
+        return StudyOutputs(index, list(held.values()), outputs)
+
+    def outputs(
+        self, index: pd.DataFrame, cache: Path = Path(), memory: ImageMemory | HeldImages | None = None
+    ) -> ModelOutputs:
         """Every model's output for images in the cache, mirrored ones included where the preset asks for them.
 
-        index: image_id, study_id. In a distributed launch each process predicts all of the images it is given.
+        index: image_id, study_id. memory: HeldImages where the images are in no cache. In a distributed launch each
+        process predicts all of the images it is given.
         """
-        memory, tables, study_tables, predicted = ImageMemory(MEMORY), [], [], {}
+        memory, tables, study_tables, predicted = memory or ImageMemory(MEMORY), [], [], {}
         index = index.assign(boxes=[[] for _ in range(len(index))], study_label=None)
         for name, (config, network) in self.models.items():
             stage = stage_of(name)
@@ -178,24 +209,6 @@ class TrainedModel:
         if not study_tables:
             return ModelOutputs(index[["image_id", "study_id"]], detections, predicted)
         return ModelOutputs(index[["image_id", "study_id"]], detections, predicted, study_probs)
-
-    def _prepare(self, images: Sequence[Path | str | np.ndarray], folder: Path) -> pd.DataFrame:
-        """Put the images of one study into the cache `folder`; returns image_id, study_id, rows and columns."""
-        rows = []
-        for number, image in enumerate(images):
-            pixels = image if isinstance(image, np.ndarray) else image_files.read_image_file(image)
-            if pixels.dtype != np.uint8 or pixels.ndim != 2 or not pixels.size:
-                raise InputError(
-                    f"an image is {pixels.dtype} {pixels.shape}; give uint8 pixels of shape (rows, columns)"
-                )
-            cv2.imwrite(str(folder / f"{number}.png"), image_cache.fit(pixels, self.preset.cache_size))
-            rows.append((str(number), "study", *pixels.shape))
-        return pd.DataFrame(rows, columns=["image_id", "study_id", "rows", "columns"])
-
-    @staticmethod
-    def _name(images: Sequence[Path | str | np.ndarray], number: str) -> str:
-        image = images[int(number)]
-        return f"image {int(number) + 1}" if isinstance(image, np.ndarray) else str(image)
 
 
 class ImageRow(NamedTuple):

@@ -11,6 +11,8 @@ In: `FilePredictions` and the `TrainedModel` that made them. Out, in one folder:
     pictures/         <image_id>.png: the image with its boxes, where asked for
     submission.csv    the competition's file, where a sample submission is given
 
+structured_report.py writes dicom-sr/ and dicom-sr.csv beside them.
+
 `notice` says what the weights were trained on.
 """
 

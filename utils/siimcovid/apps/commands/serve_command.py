@@ -34,21 +34,21 @@ def run(args: argparse.Namespace) -> int:
     try:
         import waitress
 
-        from siimcovid.apps.web.loaded_models import load_models
         from siimcovid.apps.web.web_app import create_app
     except ModuleNotFoundError as error:
         raise InputError(f"the web page needs {error.name}: pip install 'siimcovid[web]'") from None
     from siimcovid.apps.web.listening_sockets import open_sockets, url
     from siimcovid.apps.web.request_queue import Queue
     from siimcovid.apps.web.uploaded_files import Limits
+    from siimcovid.inference import trained_model
 
     if min(args.parallel, args.max_megabytes) < 1 or args.queue < 0:
         raise InputError("--parallel and --max-megabytes must be at least 1, --queue at least 0")
     if args.parallel + args.queue > MOST_REQUESTS:
         raise InputError(f"--parallel and --queue must be at most {MOST_REQUESTS} together")
     sockets = open_sockets(args.host, args.port)
-    models = load_models(find_weights(args.weights))
-    app = create_app(models, Limits(megabytes=args.max_megabytes), Queue(args.parallel, args.queue))
+    model = trained_model.load(find_weights(args.weights))
+    app = create_app(model, Limits(megabytes=args.max_megabytes), Queue(args.parallel, args.queue))
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # that requests wait is no news
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # as process 1 of a container it would not end otherwise
     server = waitress.create_server(
@@ -59,6 +59,6 @@ def run(args: argparse.Namespace) -> int:
         connection_limit=args.parallel + args.queue + 50,  # the rest wait before their upload is taken
         ident=None,
     )
-    print(f"{' '.join(map(url, sockets))}  stages: {', '.join(models.stages)}", flush=True)
+    print(f"{' '.join(map(url, sockets))}  models: {', '.join(model.models)}", flush=True)
     server.run()
     return 0

@@ -1,14 +1,19 @@
 """The heat map of the study model: Grad-CAM (Selvaraju et al. 2017) by captum, as a translucent picture.
 
-The backbone's last maps were computed for the prediction anyway. Grad-CAM needs the gradient from the study label's
-logit back to them, which is the head's alone: so a heat map costs next to nothing.
+Grad-CAM needs the gradient from the study label's logit back to the backbone's last maps, which is the head's alone.
 """
+
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 import torch
 from captum.attr import LayerGradCam
 from torch import Tensor, nn
+
+from siimcovid.core.configuration import StudyConfig
+from siimcovid.data.resize import centre_crop, resize_to_square
+from siimcovid.models.backbone import normalise
 
 #: Side in pixels of the picture; the browser stretches it over the image. The map itself has about ten.
 SIDE = 160
@@ -23,6 +28,25 @@ class Tail(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         return self.head(self.maps(maps).mean(dim=(2, 3)))
+
+
+def heat_map(studies: Sequence[tuple[StudyConfig, nn.Module]], image: np.ndarray, study_label: int) -> bytes:
+    """The picture of a study label's heat map, the mean of the study models'.
+
+    studies: configuration and network of each, made for inference; members of a fold ensemble have one configuration.
+    image: uint8 (rows, columns). study_label: its place in STUDY_LABELS.
+    """
+    heats = []
+    for config, network in studies:
+        square = centre_crop(resize_to_square(image, config.infer_size), config.augment.crop)
+        device = next(network.parameters()).device
+        pixels = torch.from_numpy(np.ascontiguousarray(square))[None, None].to(device)
+        with torch.no_grad(), torch.autocast(device.type, enabled=device.type == "cuda"):
+            maps = network.backbone(normalise(pixels))[-1]
+        heats.append(grad_cam(network.head, maps.float(), study_label))
+    first = studies[0][0]
+    share = first.augment.crop / first.infer_size if first.augment.crop else 1.0
+    return as_picture(np.mean([cv2.resize(heat, heats[0].shape[::-1]) for heat in heats], axis=0), share)
 
 
 def grad_cam(head: nn.Module, maps: Tensor, study_label: int) -> np.ndarray:

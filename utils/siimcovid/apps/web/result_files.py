@@ -25,7 +25,7 @@ def result_file(name: str, result: dict[str, Any]) -> str:
 def predictions_csv(result: dict[str, Any]) -> str:
     """A row an image: its number, name and size; the study's probabilities, and the study model's of this image alone;
     of the last model (the ensemble, where there is one) `none`, the confidence that there is no opacity, and the number
-    of boxes. What the models do not say is empty."""
+    of boxes; and what must be known of the weights. What the models do not say is empty."""
     columns = ["image", "name", "rows", "columns", *STUDY_LABELS, *(f"image_{label}" for label in STUDY_LABELS)]
     model = result["models"][-1] if result["models"] else None
     rows = []
@@ -35,18 +35,21 @@ def predictions_csv(result: dict[str, Any]) -> str:
         ]
         boxes = [model, image["none"][model], len(image["boxes"][model])] if model else [None] * 3
         rows.append([number, image["name"], image["rows"], image["columns"], *probabilities, *boxes])
-    return _csv([*columns, "model", "none", "boxes"], rows)
+    return _csv([*columns, "model", "none", "boxes", "notice"], [[*row, result["notice"]] for row in rows])
 
 
 def boxes_csv(result: dict[str, Any]) -> str:
-    """A row a box of each model: image's number and name, model, score, and the corners in pixels."""
+    """A row a box of each model: image's number and name, model, score, the corners in pixels, and the notice."""
     rows = (
-        [number, image["name"], model, *(box[key] for key in ("score", "left", "top", "right", "bottom"))]
+        [
+            *(number, image["name"], model, *(box[key] for key in ("score", "left", "top", "right", "bottom"))),
+            result["notice"],
+        ]
         for number, image in enumerate(result["images"], 1)
         for model, boxes in image["boxes"].items()
         for box in boxes
     )
-    return _csv(["image", "name", "model", "score", "xmin", "ymin", "xmax", "ymax"], rows)
+    return _csv(["image", "name", "model", "score", "xmin", "ymin", "xmax", "ymax", "notice"], rows)
 
 
 def coco_json(result: dict[str, Any]) -> str:

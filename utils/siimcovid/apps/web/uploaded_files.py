@@ -24,11 +24,11 @@ import numpy as np
 import pydicom
 from PIL import Image
 
-from siimcovid.apps.web.picture_decoder import decode_picture, picture_kind
 from siimcovid.apps.web.request_errors import RequestError
 from siimcovid.apps.web.uploaded_zip import ZipContent, is_zip, list_images, unpack
 from siimcovid.core.processes import Lost, run_apart
 from siimcovid.data.dicom_image import DicomError, read_image
+from siimcovid.data.picture_files import decode_picture, picture_kind
 
 #: Pixels that an image must have on its shorter side: less is an icon.
 LEAST_SIDE = 32
@@ -166,7 +166,7 @@ def _decode(path: Path, limits: Limits, label: str) -> np.ndarray:
 
 def _decode_picture(path: Path, kind: str, limits: Limits, label: str) -> np.ndarray:
     try:
-        return decode_picture(path, kind, lambda rows, columns: _check_size(rows, columns, limits, label))
+        return decode_picture(path.read_bytes(), kind, lambda *size: _check_size(*size, limits, label))[0]
     except (RequestError, MemoryError):
         raise
     except Image.DecompressionBombError:

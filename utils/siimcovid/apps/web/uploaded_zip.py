@@ -17,8 +17,8 @@ from typing import BinaryIO
 import pydicom
 from PIL import Image
 
-from siimcovid.apps.web.picture_decoder import picture_kind
 from siimcovid.apps.web.request_errors import RequestError
+from siimcovid.data.picture_files import picture_kind
 
 #: First bytes of a zip file, and of one without any file in it.
 SIGNATURES = (b"PK\x03\x04", b"PK\x05\x06")

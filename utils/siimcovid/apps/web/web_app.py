@@ -24,15 +24,16 @@ from werkzeug.datastructures import FileStorage
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from siimcovid import __version__
-from siimcovid.apps.web.loaded_models import STUDY, LoadedModels
 from siimcovid.apps.web.page_pictures import data_url, preview_jpeg
 from siimcovid.apps.web.request_errors import RequestError
 from siimcovid.apps.web.request_fields import read_files, read_flag, read_format, read_model, read_threshold
 from siimcovid.apps.web.request_queue import RETRY_AFTER, Queue
 from siimcovid.apps.web.result_files import MEDIA_TYPES, result_file
-from siimcovid.apps.web.study_predictor import NOTICE, predict_study
+from siimcovid.apps.web.study_predictor import box_models, predict_study
 from siimcovid.apps.web.uploaded_files import Limits, decode_upload, hold_upload, read_upload
 from siimcovid.core.labels import STUDY_COLUMNS, STUDY_LABELS
+from siimcovid.core.stage_names import stage_of
+from siimcovid.inference.trained_model import RESEARCH_NOTICE, TrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -56,15 +57,17 @@ HEADERS = {
 class Service:
     """What the routes work with."""
 
-    models: LoadedModels
+    model: TrainedModel
     limits: Limits
     queue: Queue
 
 
-def create_app(models: LoadedModels, limits: Limits | None = None, queue: Queue | None = None) -> Flask:
-    """The application around loaded models. It decodes and predicts one blank image, so that the first client need not
-    wait for what is set up once."""
-    service = Service(models, limits or Limits(), queue or Queue())
+def create_app(model: TrainedModel, limits: Limits | None = None, queue: Queue | None = None) -> Flask:
+    """The application around the models of a weights folder.
+
+    It decodes and predicts one blank image, so that the first client need not wait for what is set up once.
+    """
+    service = Service(model, limits or Limits(), queue or Queue())
     app = Flask(__name__)
     app.config["MAX_CONTENT_LENGTH"] = service.limits.megabytes << 20
     app.json.sort_keys = False
@@ -89,7 +92,7 @@ def _add_page(app: Flask, service: Service) -> None:
     def show() -> str:
         with service.queue.place():
             shown = {"threshold": read_threshold(request, THRESHOLD), "heat": read_flag(request, "heat")}
-            if model := read_model(request, service.models.box_models):
+            if model := read_model(request, box_models(service.model)):
                 shown["model"] = model
             shown["result"] = predict_files(service, read_files(request), pictures=True)
         return render_page(service, **shown)
@@ -101,7 +104,7 @@ def _add_api(app: Flask, service: Service) -> None:
     @app.post("/api/predict")
     def predict() -> Response:
         with service.queue.place():
-            model, file = read_model(request, service.models.box_models), read_format(request)
+            model, file = read_model(request, box_models(service.model)), read_format(request)
             threshold, pictures = read_threshold(request, 0.0), read_flag(request, "pictures")
             result = predict_files(service, read_files(request), pictures)
         selected = select_boxes(result, model, threshold)
@@ -119,7 +122,7 @@ def _add_api(app: Flask, service: Service) -> None:
         return {
             "status": "ok",
             "version": __version__,
-            "models": list(service.models.stages),
+            "models": list(service.model.models),
             "requests": service.queue.inside,
         }
 
@@ -127,23 +130,24 @@ def _add_api(app: Flask, service: Service) -> None:
 def warm_up(service: Service) -> None:
     """Start the decoding processes' server, compile the fusion and fill the models' caches with a blank image."""
     gradient = preview_jpeg(np.tile(np.arange(256, dtype=np.uint8), (256, 1)))
-    predict_study(service.models, [read_upload(io.BytesIO(gradient), service.limits)], pictures=True)
+    predict_study(service.model, [read_upload(io.BytesIO(gradient), service.limits)], pictures=True)
 
 
 def render_page(service: Service, **shown: Any) -> str:
     """The page as HTML; `shown` are the template's values that differ from those of the empty page."""
-    models = service.models
+    model = service.model
+    offered = box_models(model)
     context = {
-        "models": {name: MODEL_NAMES[name] for name in models.box_models},
+        "models": {name: model_title(name, offered) for name in offered},
         "study_columns": dict(zip(STUDY_LABELS, STUDY_COLUMNS, strict=True)),
-        "study_model": STUDY in models.stages,
+        "study_model": any(stage_of(name) == "study" for name in model.models),
         "limits": service.limits,
-        "notice": NOTICE,
+        "notices": [notice for notice in model.notices if notice != RESEARCH_NOTICE],
+        "notice": RESEARCH_NOTICE,
         "version": __version__,
-        "weights": models.sources,
         "result": None,
         "error": None,
-        "model": models.box_models[-1] if models.box_models else None,
+        "model": offered[-1] if offered else None,
         "threshold": THRESHOLD,
         "heat": False,
     }
@@ -151,13 +155,20 @@ def render_page(service: Service, **shown: Any) -> str:
 
 
 def predict_files(service: Service, files: list[FileStorage], pictures: bool) -> dict[str, Any]:
-    """The result of the images in a request's files, with each image's `name` as the client sent it, the number of
-    `files_left_out` of zips, and the `weights` that predicted. Raises RequestError."""
+    """The result of the images in a request's files, with each image's `name` as the client sent it, and the number
+    of `files_left_out` of zips. Raises RequestError."""
     with hold_upload(streams(files), service.limits) as upload:
-        result = predict_study(service.models, decode_upload(upload, service.limits), pictures)
+        result = predict_study(service.model, decode_upload(upload, service.limits), pictures)
     for entry, image in zip(result["images"], upload.images, strict=True):
         entry["name"] = image.name
-    return {**result, "files_left_out": upload.left_out, "weights": list(service.models.sources)}
+    return {**result, "files_left_out": upload.left_out}
+
+
+def model_title(name: str, offered: list[str]) -> str:
+    """What the page calls a model; members of a fold ensemble are numbered: "Faster R-CNN 2" for "rcnn.1"."""
+    stage, _, number = name.partition(".")
+    several = sum(stage_of(other) == stage for other in offered) > 1
+    return f"{MODEL_NAMES[stage]} {int(number or 0) + 1}" if several else MODEL_NAMES[stage]
 
 
 def streams(files: list[FileStorage]) -> list[tuple[BinaryIO, str]]:

@@ -212,6 +212,16 @@ async function loaded(address) {
   return image;
 }
 
+function wrapped(text, paint, width) {
+  const lines = [""];
+  for (const word of text.split(" ")) {
+    const longer = `${lines.at(-1)} ${word}`.trim();
+    if (lines.at(-1) && paint.measureText(longer).width > width) lines.push(word);
+    else lines[lines.length - 1] = longer;
+  }
+  return lines;
+}
+
 async function savePicture(card) {
   const image = data.images[card.dataset.image];
   const picture = card.querySelector(".picture");
@@ -238,7 +248,9 @@ async function savePicture(card) {
     paint.strokeRect(box.left * scale, box.top * scale, (box.right - box.left) * scale, (box.bottom - box.top) * scale);
     write(`${index + 1} · ${box.score.toFixed(2)}`, box.left * scale + size / 5, box.top * scale + size);
   });
-  write(data.notice, size / 2, canvas.height - size / 2);
+  wrapped(data.notice, paint, canvas.width - size).forEach((line, index, lines) => {
+    write(line, size / 2, canvas.height - size / 2 - (lines.length - 1 - index) * size * 1.2);
+  });
   const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
   save(blob, `image-${Number(card.dataset.image) + 1}-${chosenModel() ?? "study"}.png`);
 }

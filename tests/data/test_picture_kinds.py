@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from siimcovid.apps.web.picture_decoder import decode_picture, picture_kind
+from siimcovid.data.picture_files import decode_picture, picture_kind
 from support.png_chunks import chunk, png
 
 #: 12-bit values, (40, 50), rising to 3998.
@@ -18,14 +18,9 @@ GREY = (DEEP.astype(np.float64) / 3998 * 255).astype(np.uint8)  # what they shou
 
 
 @pytest.fixture
-def decode(tmp_path):
+def decode():
     """Decode bytes as a file of their kind."""
-
-    def of(data: bytes) -> np.ndarray:
-        (tmp_path / "picture").write_bytes(data)
-        return decode_picture(tmp_path / "picture", picture_kind(data), lambda rows, columns: None)
-
-    return of
+    return lambda data: decode_picture(data, picture_kind(data))[0]
 
 
 def saved(pixels: np.ndarray | Image.Image, kind: str = "PNG", **settings) -> bytes:
@@ -196,14 +191,13 @@ def test_png_that_breaks_off_is_refused(data, decode):
         decode(data)
 
 
-def test_size_is_checked_before_a_pixel_is_decoded(tmp_path):
+def test_size_is_checked_before_a_pixel_is_decoded():
     sizes = []
 
     def refuse(rows: int, columns: int) -> None:
         sizes.append((rows, columns))
         raise ValueError("refused")
 
-    (tmp_path / "picture").write_bytes(png(DEEP)[:100])
     with pytest.raises(ValueError, match="refused"):
-        decode_picture(tmp_path / "picture", "PNG", refuse)
+        decode_picture(png(DEEP)[:100], "PNG", refuse)
     assert sizes == [(40, 50)]
