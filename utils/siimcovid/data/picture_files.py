@@ -4,8 +4,8 @@ In: the path of the file, or its bytes. Out: uint8 (rows, columns), 0 black, upr
 it. Colour becomes luma (BT.601), palettes and interlaced files are read, and 16-bit values are stretched from the
 lowest to the highest as a DICOM's are, since files of 16 bits often hold values of 12.
 
-Pillow reads the header and makes sure that the file is whole, and OpenCV decodes: it fills what is missing of a file
-that breaks off, and Pillow drops the low byte of 16-bit greys with alpha and of 16-bit colours.
+Pillow reads the header and makes sure that the file is whole, since OpenCV before version 5 fills what is missing of
+one that breaks off. OpenCV decodes, since Pillow drops the low byte of 16-bit greys with alpha and of 16-bit colours.
 """
 
 import io
