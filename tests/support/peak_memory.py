@@ -69,7 +69,7 @@ def measure(competition: str, weights: str, out: str, side: str) -> None:
         COMPETITION_DIR=competition, WEIGHTS_DIR=weights, OUTPUT_DIR=out, PRESET="small", OVERRIDES=settings
     )["run"]
     watch.over = True
-    assert run.by_priors == 0
+    assert run.record.by_priors == 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(f"PEAK {len(run.test)} {peak / 1024:.0f} {watch.largest / 1024:.0f}")
 

@@ -395,12 +395,12 @@ class TrainingLoop:
         if not self.resume_file.is_file():
             raise error
         self.restore(read_state(self.resume_file, self.identity))
+        self.accelerator.wait_for_everyone()  # all have read the file, before one replaces or removes it
         progress = self.state.progress
         if mixed:
             progress.float32 = True
             self.state.scaler = torch.amp.GradScaler(self.device.type, enabled=False)
             self.report(f"{error}. Stage {self.stage} goes on in float32 from epoch {progress.epoch + 1}")
-            self.accelerator.wait_for_everyone()  # all have read the file
             self.save()
             return True
         if not progress.history:
