@@ -14,7 +14,7 @@ from siimcovid.core.files import atomic_path, link
 from siimcovid.core.stage_names import stage_of
 from siimcovid.kernel import stage_models, weights_sources
 from siimcovid.kernel.run import Run
-from siimcovid.training.identity import configuration_identity, differences, is_finished
+from siimcovid.training.training_identity import configuration_identity, differences, is_finished
 
 #: Endings of the files that belong to a finished model; the checkpoint is the last, since it says that all are there.
 ENDINGS = (".metrics.csv", ".json", ".safetensors")

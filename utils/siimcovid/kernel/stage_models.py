@@ -24,7 +24,7 @@ from siimcovid.kernel.lower_resolution import inference_changes
 from siimcovid.kernel.run import Run
 from siimcovid.models import checkpoints, weights_manifest
 from siimcovid.training import multi_gpu, train_stage
-from siimcovid.training.identity import Identity
+from siimcovid.training.training_identity import Identity
 
 
 def without(name: str) -> str:
