@@ -2,7 +2,7 @@
 
 In: `weights/` of earlier runs' outputs, mounted and read-only (KernelInputs.earlier, the latest session first). Out:
 copies in this run's weights/, or the folder from which a training resumes. A model counts only where its training's
-identity (training/identity.py) is the one that this run would train.
+identity (training/training_identity.py) is the one that this run would train.
 """
 
 from collections.abc import Iterator, Mapping
