@@ -208,14 +208,16 @@ def test_choices_survive_json():
 
 def test_a_lower_resolution_keeps_anchors_on_the_image_and_sides_on_the_strides():
     """Trained at half the side, every detector's anchors have half theirs; a P6 architecture has cells of 64 pixels."""
-    preset = load_preset("small", {"yolo.architecture": "hub/yolov5n6"})
+    preset = load_preset("small", {"yolo.architecture": "hub/yolov5n6", "yolo.backbone": ""})
     plan = RunPlan(False, DETECTORS, scale=dict.fromkeys((*DETECTORS, "study"), 0.75))
     changed = apply_plan(preset, plan)
     for name in ("rcnn", "retinanet"):
         sides = [round(0.75 * side) for side in getattr(preset, name).anchor_sides]
         assert list(getattr(changed, name).anchor_sides) == sides
     assert changed.yolo.size == changed.yolo.infer_size == 192  # of 256
-    smaller = apply_plan(load_preset("small", {"yolo.architecture": "hub/yolov5n6", "yolo.size": 320}), plan)
+    smaller = apply_plan(
+        load_preset("small", {"yolo.architecture": "hub/yolov5n6", "yolo.backbone": "", "yolo.size": 320}), plan
+    )
     assert smaller.yolo.size == 192  # not 240 or 224
     given = lower_resolution.inference_changes(preset.rcnn, 0.5)
     assert given == {"infer_size": preset.rcnn.infer_size // 2}  # a trained model keeps its anchors
