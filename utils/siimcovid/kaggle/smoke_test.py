@@ -188,9 +188,9 @@ def plan_hours(
     steps.plan(run)
     return {
         "hours": hours,
-        "predicted_seconds": run.predicted_total,
-        "steps": [{"step": row["step"], "predicted_seconds": row["predicted_seconds"]} for row in run.plan_table()],
-        "dropped": list(run.dropped),
+        "predicted_seconds": run.record.predicted_total,
+        "steps": [{key: row[key] for key in ("step", "predicted_seconds")} for row in run.record.step_table()],
+        "dropped": list(run.record.dropped),
         "degraded": [f"{entry['step']}: {entry['reason']}" for entry in run.degraded],
     }
 

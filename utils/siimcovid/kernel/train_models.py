@@ -43,6 +43,8 @@ def fit(run: Run) -> pd.DataFrame:
                 facts |= _last_epoch(path)
         if facts["file"] is None and name not in run.models.unusable:
             with run.recovery.recover(f"fit {name}", "no model"):
+                from siimcovid.kernel import stage_models  # the step's own import may be what failed
+
                 facts["file"] = stage_models.load(run, name) and str(stage_models.given(run, name))
         rows.append(facts)
         run.planner.correct_training(stage_of(name), run.record.seconds.get(f"fit {name}", 0.0))
