@@ -547,7 +547,8 @@ def served(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen, str]
     """`siimcovid serve` in a process of its own, and its address; ended by SIGTERM, as in a container."""
     command = [sys.executable, "-m", "siimcovid", "serve", "--weights", str(folder), "--port", "0", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        yield process, process.stdout.readline().split()[0]
+        # ultralytics may say before that it makes its settings, once on a machine
+        yield process, next(line for line in process.stdout if line.startswith("http")).split()[0]
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
 
