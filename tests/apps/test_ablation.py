@@ -193,7 +193,9 @@ def test_the_command_for_real(tmp_path, capsys):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/*/variants/*/*.safetensors")}
     assert len(before) > 20
     assert main(given) == 0
-    assert capsys.readouterr().out == printed
+    again = capsys.readouterr().out  # nothing is trained a second time, so there are no lines of epochs
+    assert again.startswith("Gains")
+    assert printed.endswith(again)
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 

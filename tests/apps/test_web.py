@@ -279,7 +279,10 @@ def test_every_member_of_a_fold_ensemble_counts(folder, tmp_path):
     expected = model.predict(image(), threshold=0.0)
     assert found["study_probabilities"] == pytest.approx(expected.study_probs, abs=1e-4)
     boxes = [[box[key] for key in ("score", "left", "top", "right", "bottom")] for box in last_boxes(found)]
-    assert np.allclose(boxes, np.array(expected.boxes), atol=0.011)
+    assert len(boxes) == len(expected.boxes)
+    # each has its like: where scores are equal but for rounding the order may differ
+    apart = np.abs(np.array(boxes)[:, None] - np.array(expected.boxes)[None]).max(axis=2)
+    assert max(apart.min(axis=0).max(), apart.min(axis=1).max()) < 0.011
     alone = post(create_app(load(folder), LIMITS).test_client(), data, pictures="1").json
     for key in ("study_probabilities", "heatmap"):
         assert found["images"][0][key] != alone["images"][0][key]
