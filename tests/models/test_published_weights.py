@@ -198,7 +198,7 @@ def test_another_architecture_is_one_sentence(tmp_path):
 def test_a_file_where_a_folder_should_be(tmp_path):
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file", tmp_path / "file" / "weights"):
-        with pytest.raises(InputError, match=r"file is a file; name a folder"):
+        with pytest.raises(InputError, match=r"file is a file, not a folder"):
             published_weights.import_weights("efficientnet_lite0", None, out)
     with pytest.raises(InputError, match="is a folder; name the published weights' file"):
         published_weights.import_weights("efficientnet_lite0", tmp_path, tmp_path / "weights")

@@ -124,7 +124,9 @@ def import_weights(architecture: str, file: Path | None, folder: Path) -> Path:
     if architecture not in KNOWN:
         raise InputError(f"unknown weights {architecture!r}; choose {', '.join(KNOWN)}")
     stage, preset, source, licence = KNOWN[architecture]
-    folder = make_folder(folder)
+    folder = Path(folder)
+    if any(place.exists() and not place.is_dir() for place in (folder, *folder.parents)):
+        make_folder(folder)  # raises; a folder that can be made is made once there is something to write
     file = _packaged_file(architecture) if file is None else Path(file)
     published = read_published(file)
     try:
