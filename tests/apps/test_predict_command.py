@@ -23,7 +23,7 @@ from siimcovid.inference import predict_files, trained_model
 from siimcovid.models import checkpoints, weights_manifest
 from support import predict_processes
 from support.dicom_files import write
-from support.tiny_weights import write_weights
+from support.tiny_weights import write_synthetic_weights
 
 SIDE = 120
 
@@ -40,14 +40,7 @@ def picture(seed: int) -> np.ndarray:
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
     """Weights of a demo run: the tiny models, registered as trained on a synthetic competition."""
-    top = tmp_path_factory.mktemp("weights")
-    (top / "competition-0.truth").mkdir()
-    (top / "competition-0.truth" / "synthetic.json").write_text("{}")
-    folder = write_weights(top / "weights")
-    for stage in ("rcnn", "yolo", "study"):
-        path = folder / f"{stage}.safetensors"
-        weights_manifest.register_trained(path, stage, load_preset("small"), top / "competition-0")
-    return folder
+    return write_synthetic_weights(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="module")

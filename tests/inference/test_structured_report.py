@@ -14,12 +14,10 @@ import pytest
 
 from siimcovid import __version__
 from siimcovid.apps.command_line import main
-from siimcovid.core.presets import load_preset
 from siimcovid.data.image_files import ImageFile, find_images
 from siimcovid.inference.structured_report import report_paths
-from siimcovid.models import weights_manifest
 from support.dicom_files import write
-from support.tiny_weights import write_weights
+from support.tiny_weights import write_synthetic_weights
 
 sr = pytest.importorskip("highdicom.sr", reason="highdicom is not installed")
 
@@ -47,14 +45,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (150, 200), dtype=np.uint8)
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
     """Weights that were trained on a synthetic competition, so they say."""
-    top = tmp_path_factory.mktemp("weights")
-    (top / "competition-0.truth").mkdir()
-    (top / "competition-0.truth" / "synthetic.json").write_text("{}")
-    folder = write_weights(top / "weights")
-    for stage in ("rcnn", "yolo", "study"):
-        path = folder / f"{stage}.safetensors"
-        weights_manifest.register_trained(path, stage, load_preset("small"), top / "competition-0")
-    return folder
+    return write_synthetic_weights(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="module")

@@ -23,3 +23,14 @@ def write_weights(folder: Path, stages: Sequence[str] = stage_names.SUBMISSION_S
         checkpoints.save(path, checkpoints.build_model(stage, config), stage, config)
         weights_manifest.register_trained(path, stage, preset, "nothing")
     return folder
+
+
+def write_synthetic_weights(top: Path) -> Path:
+    """The same in TOP/weights, registered as trained on a synthetic competition, as those of a demo run are."""
+    (top / "competition-0.truth").mkdir()
+    (top / "competition-0.truth" / "synthetic.json").write_text("{}")
+    folder = write_weights(top / "weights")
+    for stage in stage_names.SUBMISSION_STAGES:
+        path = folder / f"{stage}.safetensors"
+        weights_manifest.register_trained(path, stage, load_preset("small"), top / "competition-0")
+    return folder
