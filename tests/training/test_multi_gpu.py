@@ -65,6 +65,8 @@ def runs(tmp_path_factory) -> tuple[Path, Path]:
         [*command, folder, folder / "two"], env=environment, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr[-6000:]
+    # the second process's loss, though the first one says it
+    assert "the loss of stage study is nan in epoch 2" in done.stdout + done.stderr
     return folder / "one", folder / "two"
 
 

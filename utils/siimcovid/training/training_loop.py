@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, is_tensorboard_available, send_to_device
+from accelerate.utils import broadcast_object_list, gather_object, is_tensorboard_available, send_to_device
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -308,7 +308,7 @@ class TrainingLoop:
         """Forward and backward of this process's part of a step; returns the loss and its parts.
 
         summed: number of steps in the update, over which the gradient is averaged. Raises NotFiniteError, in all
-        processes where it is so in one.
+        processes where it is so in one, with the loss and the images of one where it is.
         """
         with torch.autocast(self.device.type, dtype=autocast_type(self.device), enabled=self.mixed):
             parts: dict[str, Tensor] = self.model(batch)
@@ -317,9 +317,11 @@ class TrainingLoop:
         if self.processes > 1:
             finite = self.accelerator.reduce(finite.float(), "sum") == self.processes
         if not finite:
+            found = gather_object([(loss.item(), list(batch["image_ids"]))])
+            value, images = next(entry for entry in found if not math.isfinite(entry[0]))
             raise NotFiniteError(
-                f"the loss of stage {self.stage} is {loss.item()} in epoch {self.state.progress.epoch + 1}, images "
-                f"{', '.join(batch['image_ids'])}; lower {self.stage}.training.learning_rate or look at these images"
+                f"the loss of stage {self.stage} is {value} in epoch {self.state.progress.epoch + 1}, images "
+                f"{', '.join(images)}; lower {self.stage}.training.learning_rate or look at these images"
             )
         mean = loss / summed
         if (weight := self.batches.weight(len(batch["image_ids"]))) != 1:
