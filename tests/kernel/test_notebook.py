@@ -112,6 +112,17 @@ def test_notebook_shows_pictures_and_no_error(runs):
     assert pictures == 4 + 1 + 1 + 1 + 4 + 1  # data, sample images, training, gallery, scores, times
 
 
+def test_epochs_of_the_trial_are_not_shown_as_training(runs):
+    cells = json.loads((runs["finetune"] / "out.ipynb").read_text())["cells"]
+    printed = {
+        "".join(cell["source"]): "".join(line for output in cell.get("outputs", []) for line in output.get("text", []))
+        for cell in cells
+    }
+    assert [source for source, text in printed.items() if "  loss " in text] == [
+        "show.show_training(run, steps.fit(run))"
+    ]
+
+
 def test_notebook_in_the_repository_is_clean():
     notebook = json.loads(NOTEBOOK.read_text())
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]

@@ -5,7 +5,9 @@ not lost); a throwaway copy of each model that is to be trained runs two short e
 model predicts a few batches. All through the functions that do the work itself, so nothing is left out of the account.
 """
 
+import io
 import shutil
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -165,7 +167,8 @@ def _training(run: Run, stage: str, trial: Path) -> tuple[StageProfile, Path]:
         asked.append(run.budget.now())
         return True
 
-    path = stage_models.fit(run, stage, preset, images, trial, may_start_epoch)
+    with redirect_stdout(io.StringIO()):  # its epochs are no training that a reader of the notebook should take for it
+        path = stage_models.fit(run, stage, preset, images, trial, may_start_epoch)
     end = run.budget.now()
     epochs = pd.read_csv(trial / f"{stage}.metrics.csv")
     steps = float(epochs["seconds"].iloc[-1])
