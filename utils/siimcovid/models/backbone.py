@@ -18,6 +18,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from siimcovid.core.configuration import BackboneConfig
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import NIH_FINDINGS
+from siimcovid.models.fast_convolutions import FastConv2d
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # report, section 3.1
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -148,3 +149,5 @@ def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d | FrozenBatchNorm2d) -> N
     statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     weight, bias = fuse_conv_bn_weights(convolution.weight, convolution.bias, *statistics)
     convolution.weight, convolution.bias = weight.requires_grad_(False), bias.requires_grad_(False)
+    if isinstance(convolution, FastConv2d):
+        convolution.folded = ()  # the norm is no longer applied with each image
