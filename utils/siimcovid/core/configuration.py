@@ -134,6 +134,7 @@ class Training:
     patience: CountOrNone = 0  # epochs without a better validation metric before the end; 0 for never
     validate: bool = False  # measure and keep the best epoch on the held-out fold; False trains on everything
     balance: Literal["none", "oversample", "weights"] = "none"  # rare study labels are drawn, or counted, more
+    head_rate: Positive = 1.0  # learning rate of what stands on a backbone, as a multiple of the backbone's
 
 
 @dataclass(frozen=True)
@@ -280,7 +281,7 @@ class StudyConfig:
     dropout: Share = 0.0
     label_smoothing: Share = 0.0
     focal: NotNegative = 0.0  # exponent gamma of the focal loss (Lin et al. 2017); 0 is cross entropy
-    mask: Share = 0.0  # of the loss, for a map of the boxes drawn beside the study labels; needs frozen=False
+    mask: NotNegative = 0.0  # weight of the loss of a map of the boxes, drawn beside the labels; needs frozen=False
     none: NotNegative = 0.0  # weight of the loss of a fifth output, that the image has no box; 0 leaves the output out
     hflip_tta: bool = False  # predictions are the mean over an image and its mirror image
     frozen: bool = True
