@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from siimcovid.core.allocator import keep_freed_memory
 from siimcovid.core.configuration import STAGES
 from siimcovid.core.errors import InputError
 from siimcovid.core.files import atomic_path, write_json
@@ -25,7 +26,11 @@ MODULES = {"rcnn": "faster_rcnn", "study": "study_classifier"}
 
 
 def build_model(stage: str, config: Any) -> nn.Module:
-    """The stage's model with random weights: `build` of the stage's module in `siimcovid.models`, one of STAGES."""
+    """The stage's model with random weights: `build` of the stage's module in `siimcovid.models`, one of STAGES.
+
+    From then on the process keeps the memory of its tensors, see allocator.py.
+    """
+    keep_freed_memory()
     return importlib.import_module(f"siimcovid.models.{MODULES.get(stage, stage)}").build(config)
 
 
