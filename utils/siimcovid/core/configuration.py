@@ -66,8 +66,13 @@ Sides = Annotated[tuple[Annotated[int, Range(1, 8192)], ...], NotEmpty()]  # of 
 Ratios = Annotated[tuple[Annotated[float, Range(0.01, 100)], ...], NotEmpty()]  # of anchors
 
 
-def _check_crop(config: "BackboneConfig | StudyConfig", prefix: str) -> None:
-    """Raise InputError where the centre crop is larger than the images that it is cut from."""
+def _check_classifier(config: "BackboneConfig | StudyConfig", prefix: str) -> None:
+    """Raise InputError where the centre crop is larger than the images that it is cut from, and for
+    mosaics, which would be four images under one label."""
+    if config.augment.mosaic:
+        raise InputError(
+            f"setting '{prefix}augment.mosaic' must be 0, not {config.augment.mosaic}: a mosaic has no label of its own"
+        )
     for name in ("size", "infer_size"):
         if config.augment.crop > getattr(config, name):
             raise InputError(
@@ -111,6 +116,14 @@ class Augment:
     value_gain: Share = 0.0  # brightness factor, uniform in 1 - gain to 1 + gain: what HSV jitter does to a grey image
     mixup: Probability = 0.0  # p of a blend with another image, both images' boxes kept
     crop: Annotated[int, Range(0, 8192)] = 0  # side of a centre crop in pixels, 0 for none
+    resized_crop: Probability = 0.0  # p of a random part, stretched to the image's size
+    crop_area: Annotated[float, Range(0, 1, above=True)] = 0.5  # of the image that such a part has, at least
+    mosaic: Probability = 0.0  # p of four images in one, their boxes clipped; detectors only
+    mosaic_epochs: Probability = 1.0  # share of the epochs that may have mosaics; the last ones do without
+    clahe: Probability = 0.0  # p of local histogram equalisation
+    rectangles: Probability = 0.0  # p of black rectangles
+    rectangle_count: Annotated[int, Range(1, 64)] = 1  # so many of them
+    rectangle_side: Annotated[float, Range(0, 1, above=True)] = 0.4  # of the image's side, at most
 
 
 @dataclass(frozen=True)
@@ -150,7 +163,7 @@ class BackboneConfig:
 
     def check_values(self, prefix: str = "") -> None:
         """Raise InputError where values do not fit each other; `prefix` stands before their names."""
-        _check_crop(self, prefix)
+        _check_classifier(self, prefix)
 
 
 @dataclass(frozen=True)
@@ -289,7 +302,7 @@ class StudyConfig:
 
     def check_values(self, prefix: str = "") -> None:
         """Raise InputError where values do not fit each other; `prefix` stands before their names."""
-        _check_crop(self, prefix)
+        _check_classifier(self, prefix)
         if self.mask and self.frozen:
             raise InputError(
                 f"setting '{prefix}mask' teaches the backbone, which {prefix}frozen=true does not let learn: set it "
