@@ -6,6 +6,7 @@ carries the tree through JSON, beside each checkpoint. What several values must 
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_type_hints
 
@@ -190,6 +191,7 @@ class RcnnConfig:
     score_threshold: Probability = 0.001  # the metric never punishes a low box
     nms_iou: Probability = 0.5
     max_boxes: Count = 100
+    study_backbone: bool = False  # start from the backbone that the study model trained in this run
 
     def check_values(self, prefix: str = "") -> None:
         """Raise InputError where values do not fit each other; `prefix` stands before their names."""
@@ -231,6 +233,7 @@ class YoloConfig:
     score_threshold: Probability = 0.001
     nms_iou: Probability = 0.5
     max_boxes: Count = 100
+    study_backbone: bool = False  # start from the backbone that the study model trained in this run
 
     @property
     def largest_stride(self) -> int:
@@ -269,6 +272,7 @@ class RetinanetConfig:
     candidates: Count = 1000  # highest boxes of each pyramid level that are kept for the suppression
     nms_iou: Probability = 0.5
     max_boxes: Count = 100
+    study_backbone: bool = False  # start from the backbone that the study model trained in this run
 
     def check_values(self, prefix: str = "") -> None:
         """Raise InputError where values do not fit each other; `prefix` stands before their names."""
@@ -388,6 +392,11 @@ class Preset:
     def stages(self) -> tuple[str, ...]:
         """The stages whose predictions make a submission."""
         return (*self.fusion.detectors, "study")
+
+    def training_order(self, stages: Iterable[str]) -> tuple[str, ...]:
+        """Stages in the order of their training: the study model first where a detector starts from its backbone."""
+        first = any(getattr(getattr(self, stage), "study_backbone", False) for stage in stages)
+        return tuple(sorted(stages, key=lambda stage: stage != "study")) if first else tuple(stages)
 
     def check(self) -> "Preset":
         """The preset itself.

@@ -97,6 +97,14 @@ def load_for_inference(path: Path, stage: str) -> tuple[Any, nn.Module]:
     return config, for_inference(model)
 
 
+def is_marked_finished(path: Path) -> bool:
+    """Whether the JSON beside a checkpoint says that its training came to its end."""
+    try:
+        return json.loads(Path(path).with_suffix(".json").read_text(encoding="utf-8"))["finished"] is True
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def difference(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
     """How a file's tensors differ in names and shapes from a model's, in a few words; "" where they are the same."""
     missing = [name for name in own if name not in given]
