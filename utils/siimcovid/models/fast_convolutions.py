@@ -100,7 +100,7 @@ class FastConv2d(nn.Conv2d):
         on_cpu = x.device.type == "cpu"
         if on_cpu and self.depthwise and self._is_slow_backwards(x, weight):
             return WideDepthwise.apply(x, weight, bias, self.stride, self.padding)
-        pointwise = on_cpu and self.kernel_size == (1, 1)
+        pointwise = on_cpu and self.kernel_size == (1, 1) and not torch.jit.is_tracing()  # an exported graph keeps 1
         dilation = (2, 2) if pointwise else self.dilation
         return functional.conv2d(x, weight, bias, self.stride, self.padding, dilation, self.groups)
 
