@@ -84,6 +84,8 @@ def fit(
     evaluate = (
         None if held_out is None else lambda candidate: measure(stage, config, candidate, held_out, folder, memory)
     )
+    # on the CPU the weights' bytes differ by the number of threads
+    facts = {"start": origin, "preset": preset.name, "images": len(trained_on), "threads": torch.get_num_threads()}
     return train(
         stage,
         config,
@@ -97,7 +99,7 @@ def fit(
         may_start_epoch=may_start_epoch,
         pause=pause,
         resume_from=resume_from,
-        facts={"start": origin, "preset": preset.name, "images": len(trained_on)},
+        facts=facts,
         warn=warn,
     )
 
