@@ -384,9 +384,10 @@ class Preset:
     pseudo: PseudoLabelConfig = field(default_factory=PseudoLabelConfig)
     members: Count = 1  # models of each stage, a fold ensemble: each is trained without a fold of its own
     folds: Annotated[int, Range(2)] = 5
-    fold: CountOrNone = 0  # held out where a stage validates
+    fold: CountOrNone = 0  # held out where a stage validates, or all do by `hold_out`
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     duplicates: bool = True  # an image with several ids is trained on once, and never beside a fold that holds it out
+    hold_out: bool = False  # no stage trains on the fold, where it has enough images to fit the ensemble on
 
     @property
     def stages(self) -> tuple[str, ...]:

@@ -5,12 +5,12 @@ the seconds that the steps to come will take. This module imports no torch.
 """
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from siimcovid.core.configuration import Preset
-from siimcovid.core.overrides import to_dict
+from siimcovid.core.overrides import override, to_dict
 from siimcovid.core.stage_names import stage_of
 from siimcovid.kernel.queue_forecast import is_training
 from siimcovid.kernel.run_plan import RunPlan, apply_plan, dropped, fit_plan, plan_of_preset
@@ -28,6 +28,8 @@ class Planner:
     plan, preset: what of it runs; all of it until `revise` is called.
     locked: stages whose training has begun; their settings stay.
     jobs: models to train at a time; 0: as many as are trained soonest by the profile.
+    numbers: overrides that were fitted in this run, see fit_ensemble_step.py; they are no part of `requested`, by which
+    a restart is told from another run.
     """
 
     requested: Preset
@@ -38,13 +40,14 @@ class Planner:
     preset: Preset = None  # type: ignore[assignment]
     locked: set[str] = field(default_factory=set)
     jobs: int = 0
+    numbers: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.pauses = self.pauses and self.trains
         self._take(self.plan or self.requested_plan())
 
     def _take(self, plan: RunPlan) -> None:
-        self.plan, self.preset = plan, apply_plan(self.requested, plan)
+        self.plan, self.preset = plan, override(apply_plan(self.requested, plan), self.numbers)
 
     def requested_plan(self) -> RunPlan:
         """All that was asked for."""
@@ -54,6 +57,11 @@ class Planner:
         """Ask for another preset, before anything of the plan runs."""
         self.requested = preset
         self._take(self.requested_plan())
+
+    def combine_by(self, numbers: Mapping[str, Any]) -> None:
+        """Combine the models by these overrides of the preset from here on."""
+        self.numbers = numbers
+        self._take(self.plan)
 
     def forecast(self) -> dict[str, float]:
         """Seconds of each step of the plan."""

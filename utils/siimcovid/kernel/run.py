@@ -176,6 +176,7 @@ class Run:
             "problems": list(self.competition.problems),
             "failures": self.record.failures.to_dict("records"),
             "notices": self.record.notices.to_dict("records"),
+            "ensemble": self.record.ensemble,
             "requested": to_dict(self.planner.requested),
             "plan": self.plan.to_json(),
         }

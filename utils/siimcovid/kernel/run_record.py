@@ -12,6 +12,7 @@
     problems   [what did not fit in the competition folder]
     failures   [{image_id, path, reason}]: images that could not be prepared
     notices    [{image_id, notice}]: what may not show in an image as it was meant, see data/image_cache.py
+    ensemble   by which numbers the models are combined and where they come from, see fit_ensemble_step.py
     requested, plan   the preset as asked for, and what of it runs; a restart in the same folder trains by these
 
 The file is standard JSON: a number that is not finite is written as null.
@@ -48,6 +49,7 @@ class RunRecord:
     notices: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=NOTICE_COLUMNS))
     by_priors: int | None = None  # rows of submission.csv that hold the train set's frequencies; None: not written yet
     jobs: list[dict[str, Any]] = field(default_factory=list)  # trainings that ran side by side, see above
+    ensemble: dict[str, Any] | None = None  # by which numbers the models are combined, see fit_ensemble_step.py
 
     def add_seconds(self, step: str, seconds: float) -> None:
         """Add to the seconds of a step, rounded to a hundredth."""

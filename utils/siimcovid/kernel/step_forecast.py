@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 #: Seconds that the notebook's figures take, whatever the images: learning curves, the gallery, figures of the scores.
 PICTURES = {"curves": 1.0, "gallery": 2.0, "figures": 3.0}
 
+#: The step that fits the ensemble, and its seconds for an image of each detector: measured with 100 boxes an image.
+FIT_ENSEMBLE = "fit_ensemble"
+FIT_SECONDS = 0.02
+
 #: Steps without which rows of the submission hold the train set's frequencies.
 ESSENTIAL = ("detect", "classify", "submit")
 
@@ -58,6 +62,7 @@ class Profile:
     trained: Mapping[str, int] = field(default_factory=dict)  # model -> epochs that an earlier session has trained
     score: bool = False  # whether the ground truth is at hand
     machine: Machine = field(default_factory=Machine)  # what trainings side by side share
+    held_out: int = 0  # images that no stage is trained on, to fit the ensemble
 
     def stage(self, name: str) -> StageProfile:
         """The seconds of a stage; zeros where it was not measured."""
@@ -76,6 +81,10 @@ def forecast(profile: Profile, plan: "RunPlan") -> dict[str, float]:
         seconds |= {f"fit {name}": each for name, each in trainings.items()}
     if plan.epochs:
         seconds["curves"] = PICTURES["curves"]
+    if plan.epochs and profile.held_out:
+        images = {s: profile.held_out * (2 if plan.hflip_tta and s != "study" else 1) for s in plan.stages}
+        seconds[FIT_ENSEMBLE] = sum(known[s].load + known[s].image * area[s] * images[s] for s in plan.stages)
+        seconds[FIT_ENSEMBLE] += FIT_SECONDS * profile.held_out * len(plan.detectors)
     passes = {s: known[s].load + known[s].image * area[s] * profile.test_images for s in plan.stages}
     detectors = [stage_of(name) for name in plan.models(plan.detectors)]
     seconds["detect"] = sum(passes[s] for s in detectors) * (2 if plan.hflip_tta else 1)

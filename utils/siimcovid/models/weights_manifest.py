@@ -30,6 +30,15 @@ def register(path: Path, **entry: str) -> None:
     write_json(folder / MANIFEST, dict(sorted(manifest.items())))
 
 
+def remove(path: Path) -> None:
+    """Take a file out of a weights folder and out of its manifest, where it is there."""
+    path = Path(path)
+    manifest = read_manifest(path.parent) if (path.parent / MANIFEST).is_file() else {}
+    if manifest.pop(path.name, None) is not None:
+        write_json(path.parent / MANIFEST, manifest)
+    path.unlink(missing_ok=True)
+
+
 def register_trained(path: Path, stage: str, preset: Preset, data: Path | str, part: str = "") -> None:
     """Enter a trained stage.
 
