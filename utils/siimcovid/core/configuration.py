@@ -60,6 +60,7 @@ Count = Annotated[int, Range(1, HUGE)]
 CountOrNone = Annotated[int, Range(0, HUGE)]
 Width = Annotated[int, Range(1, 16384)]  # of a layer
 Side = Annotated[int, Range(STRIDE, 8192)]  # of an input in pixels; the largest radiographs have about 5,000
+SideOrNone = Annotated[int, Range(0, 8192)]
 Stage = Annotated[int, Range(0, 4)]  # a backbone's stage, of stride 2 ** (stage + 1)
 StageCount = Annotated[int, Range(0, 5)]
 Sides = Annotated[tuple[Annotated[int, Range(1, 8192)], ...], NotEmpty()]  # of anchors, in pixels
@@ -176,6 +177,7 @@ class RcnnConfig:
     score_threshold: Probability = 0.001  # the metric never punishes a low box
     nms_iou: Probability = 0.5
     max_boxes: Count = 100
+    rsna_epochs: Count = 30  # of training on the RSNA challenge first, where that is asked for; YOLO's number
 
     def check_values(self, prefix: str = "") -> None:
         """Raise InputError where values do not fit each other; `prefix` stands before their names."""
@@ -255,6 +257,7 @@ class RetinanetConfig:
     candidates: Count = 1000  # highest boxes of each pyramid level that are kept for the suppression
     nms_iou: Probability = 0.5
     max_boxes: Count = 100
+    rsna_epochs: Count = 30  # of training on the RSNA challenge first, where that is asked for; YOLO's number
 
     def check_values(self, prefix: str = "") -> None:
         """Raise InputError where values do not fit each other; `prefix` stands before their names."""
@@ -369,6 +372,8 @@ class Preset:
     fold: CountOrNone = 0  # held out where a stage validates
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     duplicates: bool = True  # an image with several ids is trained on once, and never beside a fold that holds it out
+    nih_cache_size: SideOrNone = 0  # cache_size for the images of NIH ChestX-ray14; 0: cache_size
+    rsna_cache_size: SideOrNone = 0  # and for those of the RSNA challenge
 
     @property
     def stages(self) -> tuple[str, ...]:

@@ -182,6 +182,7 @@ SMALL = Preset(
         boxes_per_image=64,
         head_width=256,
         nms_iou=0.4,
+        rsna_epochs=7,
     ),
     yolo=YoloConfig(
         training=Training(
@@ -228,6 +229,7 @@ SMALL = Preset(
         box_loss="GIoU",
         candidates=300,
         nms_iou=0.4,
+        rsna_epochs=9,
     ),
     study=StudyConfig(
         training=Training(

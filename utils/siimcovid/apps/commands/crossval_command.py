@@ -34,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
     from siimcovid.apps.commands.search_command import prepared, refuse_launch
     from siimcovid.core.files import make_folder
     from siimcovid.core.overrides import read_settings
+    from siimcovid.core.paths import scratch_folder
     from siimcovid.core.presets import load_preset
     from siimcovid.data import competition
     from siimcovid.evaluation import report_tables
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     make_folder(args.out)
     preset = load_preset(args.preset, read_settings(args.settings))
     images = competition.load(args.data, splits=("train",)).images
-    folder, stages = args.cache or args.out / "cache", args.stages or preset.stages
+    folder, stages = args.cache or scratch_folder(args.out) / "cache", args.stages or preset.stages
     found = cross_validation.cross_validate(
         prepared(images, folder, preset),
         preset,

@@ -35,11 +35,12 @@ def run(args: argparse.Namespace) -> int:
     from siimcovid.core.device import launched_as
     from siimcovid.core.files import make_folder
     from siimcovid.core.overrides import override, read_settings
+    from siimcovid.core.paths import scratch_folder
     from siimcovid.core.presets import load_preset
     from siimcovid.data import dataset_readers
     from siimcovid.models import weights_manifest
     from siimcovid.reporting import figures
-    from siimcovid.training import train_stage
+    from siimcovid.training import pretraining, train_stage
 
     started = time.monotonic()
     make_folder(args.out)
@@ -47,13 +48,12 @@ def run(args: argparse.Namespace) -> int:
     settings = read_settings(args.settings)
     if args.fold is not None:
         settings |= {"fold": args.fold, f"{args.stage}.training.validate": True}
-    preset = load_preset(args.preset)
-    if (args.stage, kind) == ("yolo", "rsna"):
-        preset = override(preset, {"yolo.training.epochs": preset.yolo.rsna_epochs})
+    preset = override(load_preset(args.preset), pretraining.changes(load_preset(args.preset), args.stage, kind))
     preset = override(preset, settings)
     images, problems = dataset_readers.read(args.data, kind)
+    images = pretraining.wanted_images(images, getattr(preset, args.stage).training, kind)
     state = launched_as()
-    folder = args.cache or args.out / "cache"
+    folder = args.cache or scratch_folder(args.out) / "cache"
     failures = train_stage.prepare(images, folder, preset.cache_size)
     if state.is_main_process:
         print(*problems, sep="\n", end="\n" if problems else "", file=sys.stderr)
