@@ -23,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="full", help="full (default) or small")
     parser.add_argument("--fold", type=int, help="hold this fold of the patients out and keep the best epoch on it")
     parser.add_argument("--hours", type=float, help="start no epoch that would end later than this")
+    parser.add_argument("--pause", action="store_true", help="what --hours ends goes on when it is started again")
+    parser.add_argument("--resume-from", type=Path, metavar="FOLDER", help="the --out of a training that paused there")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="override")
 
 
@@ -69,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
         args.weights,
         args.out,
         lambda seconds: time.monotonic() - started + seconds < hours * 3600,
+        pause=args.pause,
+        resume_from=args.resume_from,
     )
     if state.is_main_process:
         weights_manifest.register_trained(path, args.stage, preset, args.data)
