@@ -99,6 +99,8 @@ UNFIT = [
     ({"study.augment.crop": 321}, "'study.augment.crop' must be at most study.size, which is 320"),
     ({"backbone.augment.crop": 257}, "'backbone.augment.crop' must be at most backbone.size"),
     ({"rcnn.augment.crop": 224}, "'rcnn.augment.crop' must be 0, not 224"),
+    ({"study.augment.mosaic": 0.5}, "'study.augment.mosaic' must be 0, not 0.5"),
+    ({"backbone.augment.mosaic": 1}, "'backbone.augment.mosaic' must be 0"),
     ({"retinanet.tower_groups": 7}, "'retinanet.tower_groups' must divide retinanet.pyramid_channels, which is 96"),
     ({"study.mask": 0.4}, "'study.mask' teaches the backbone"),
     ({"fold": 5}, "'fold' must be below folds, which is 5"),

@@ -74,7 +74,8 @@ def fit(
     torch.manual_seed(preset.seed)
     model = checkpoints.build_model(stage, config)
     origin = {"file": None} if start is None else initial_weights.start(stage, config, model, start, out)
-    samples = ImageDataset(trained_on, folder, config.size, config.augment, preset.seed)
+    epochs = config.training.epochs
+    samples = ImageDataset(trained_on, folder, config.size, config.augment, preset.seed, epochs=epochs)
     dataset: Dataset = samples
     if stage == "study" and config.frozen and config.views:
         dataset = FrozenFeatures(samples, model, config.views, config.infer_batch, features)
