@@ -1,8 +1,8 @@
 """What can be set: a preset is a tree of these frozen dataclasses, each value with the range that it may have.
 
-presets.py holds the numbers of the two presets; overrides.py changes single values, checks types and ranges, and
-carries the tree through JSON, beside each checkpoint. What several values must fulfil together is in the methods
-`check_values`. This module imports no torch.
+presets.py and preset_best.py hold the numbers of the presets; overrides.py changes single values, checks types and
+ranges, and carries the tree through JSON, beside each checkpoint. What several values must fulfil together is in the
+methods `check_values`. This module imports no torch.
 """
 
 import math

@@ -98,6 +98,7 @@ def _measured(facts: Mapping[str, Any], config: Any) -> Throughput:
     """What was measured, in proportion to the area where the preset's sides are others."""
     train = facts["train_images_per_second"] * (facts["size"] / config.size) ** 2
     predict = facts["predict_images_per_second"] * (facts["infer_size"] / config.infer_size) ** 2
+    predict /= 2 if getattr(config, "hflip_tta", False) else 1
     return Throughput(train, predict, True)
 
 
