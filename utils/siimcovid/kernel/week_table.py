@@ -115,10 +115,10 @@ def _commands(preset: Preset, limits: Limits, schedule: Schedule, session: Sessi
         if entry.epochs is None:
             continue
         first = entry.job == "backbone"
-        start = "WEIGHTS" if first or not getattr(preset, entry.job).backbone else "backbone"
+        start = "WEIGHTS" if first or not getattr(preset, entry.job).backbone else "pretrained"
         gpu = launch if first else f"CUDA_VISIBLE_DEVICES={entry.place.removeprefix('GPU ')} siimcovid"
-        goes_on = f" --resume-from {entry.job}-BEFORE" if entry.epochs[0] > 1 else ""
-        names = f"--data {entry.data} --weights {start} --out {entry.job}"
+        goes_on = " --resume-from BEFORE/pretrained" if entry.epochs[0] > 1 else ""
+        names = f"--data {entry.data} --weights {start} --out pretrained"
         commands.append(f"{gpu} train {entry.job} --preset {preset.name} {names} {hours}{goes_on}")
     return commands
 
