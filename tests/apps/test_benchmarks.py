@@ -21,7 +21,7 @@ from siimcovid.apps.benchmarks.run_benchmarks import run
 from siimcovid.apps.command_line import main
 from siimcovid.core.configuration import STAGES
 from siimcovid.core.errors import InputError
-from siimcovid.core.presets import SMALL
+from siimcovid.core.presets import DEMO
 from siimcovid.data.dicom_image import read_image
 from siimcovid.evaluation.mean_average_precision import average_precision
 from siimcovid.models import checkpoints
@@ -65,7 +65,7 @@ def test_folding_keeps_every_map(architecture, frozen):
 @pytest.mark.parametrize("stage", ["rcnn", "yolo", "study"])
 def test_folded_model_predicts_the_same(stage):
     torch.manual_seed(0)
-    model = shake_norms(checkpoints.build_model(stage, getattr(SMALL, stage)))
+    model = shake_norms(checkpoints.build_model(stage, getattr(DEMO, stage)))
     images = torch.randint(0, 255, (2, 1, 64, 64), dtype=torch.uint8)
     slow = model.predict(images)
     fast = for_inference(model).predict(images)
@@ -150,6 +150,6 @@ def test_operations_of_known_networks():
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_has_its_operations(stage):
     """On four times the pixels a convolutional network does four times as much; a box head on proposals does not."""
-    config = getattr(SMALL, stage)
+    config = getattr(DEMO, stage)
     small, large = (forward_flops(stage, config, side) for side in (128, 256))
     assert 0 < small < large <= 4.01 * small

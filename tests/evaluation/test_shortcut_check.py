@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from siimcovid.core.labels import STUDY_LABELS
-from siimcovid.core.presets import SMALL, override
+from siimcovid.core.presets import DEMO, override
 from siimcovid.data.competition import Competition, read_index
 from siimcovid.data.image_memory import ImageMemory
 from siimcovid.evaluation import shortcut_check
@@ -23,7 +23,7 @@ from siimcovid.kernel.time_budget import TimeBudget
 from support.run_folder import write_run
 
 SIDE = 128
-CONFIG = override(SMALL.study, {"infer_size": SIDE})
+CONFIG = override(DEMO.study, {"infer_size": SIDE})
 
 #: Where the letter stands: rows, columns, as shares.
 LETTER = (0.12, 0.22), (0.78, 0.88)

@@ -13,7 +13,7 @@ import torch
 import siimcovid
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import STUDY_LABELS
-from siimcovid.core.presets import SMALL, load_preset
+from siimcovid.core.presets import DEMO, load_preset
 from siimcovid.models import checkpoints, weights_manifest
 from support.tiny_weights import SIDE, write_weights
 
@@ -108,12 +108,12 @@ def spoil(folder: Path, how: str) -> None:
         path.write_bytes(path.read_bytes()[:1000])
     elif how == "stage":
         path.write_bytes((folder / "rcnn.safetensors").read_bytes())
-        weights_manifest.register_trained(path, "yolo", load_preset("small"), "nothing")
+        weights_manifest.register_trained(path, "yolo", load_preset("demo"), "nothing")
     elif how == "nan":
         _, config, model = checkpoints.load(path)
         next(model.parameters()).data.fill_(torch.nan)
         checkpoints.save(path, model, "yolo", config)
-        weights_manifest.register_trained(path, "yolo", load_preset("small"), "nothing")
+        weights_manifest.register_trained(path, "yolo", load_preset("demo"), "nothing")
     elif how == "none":
         for stage in ("rcnn", "yolo", "study"):
             (folder / f"{stage}.safetensors").unlink()
@@ -143,7 +143,7 @@ def test_the_preset_and_the_fitted_numbers_are_used(tmp_path, model):
     from siimcovid.inference import fit_ensemble
 
     folder = write_weights(tmp_path)
-    fit_ensemble.write(folder, {"fusion.calibration": [1.0, 3.0, 1.0, 3.0]}, SMALL, "nothing")
+    fit_ensemble.write(folder, {"fusion.calibration": [1.0, 3.0, 1.0, 3.0]}, DEMO, "nothing")
     changed = siimcovid.load(folder)
     assert changed.preset.fusion.calibration == (1.0, 3.0, 1.0, 3.0)
     assert changed.identity != model.identity

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from siimcovid.core.presets import SMALL
+from siimcovid.core.presets import DEMO
 from siimcovid.kernel.queue_forecast import (
     CPU_GAIN,
     GPU_GAIN,
@@ -146,7 +146,7 @@ def test_the_number_stays_once_training_has_begun():
     for jobs in (1, 2):
         now = replace(PLAN, jobs=jobs)
         assert fit_plan(PROFILE, PLAN, 1e9, now, {"rcnn"}).jobs == jobs
-        again = Planner(SMALL, True)
+        again = Planner(DEMO, True)
         again.resume(RunPlan.from_json(json.loads(json.dumps(now.to_json()))), {"rcnn"})
         again.profile = replace(PROFILE, machine=TWO_CORES)
         again.revise(1e9, ())
@@ -156,7 +156,7 @@ def test_the_number_stays_once_training_has_begun():
 
 
 def test_models_that_are_done_or_run_take_no_more_of_the_plan():
-    planner = Planner(SMALL, True, profile=PROFILE)
+    planner = Planner(DEMO, True, profile=PROFILE)
     planner.revise(1e9, ())
     assert planner.plan.jobs == 2
     planner.lock("rcnn")

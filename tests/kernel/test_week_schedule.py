@@ -107,7 +107,7 @@ def test_a_job_pauses_between_epochs_and_one_that_is_too_long_leaves_the_gpu_to_
 
 
 def test_frozen_features_are_computed_once_and_a_held_out_fold_is_predicted_every_epoch():
-    small = load_preset("small", {"members": 1})
+    small = load_preset("demo", {"members": 1})
     speed = dict.fromkeys(("rcnn", "yolo", "study"), Throughput(10.0, 50.0))
     jobs = {job.name: job for job in session_jobs.fold_jobs(small, speed, 1000)}
     assert jobs["study"].hours * 3600 == pytest.approx(1000 * small.study.views / 50)
@@ -165,8 +165,8 @@ def test_a_damaged_profile_is_refused(tmp_path, text, said):
 
 
 def test_refuses_another_presets_profile_too_few_sessions_and_hours(tmp_path):
-    with pytest.raises(InputError, match="was measured with preset 'small', not 'best'"):
-        gpu_throughput.with_profile(SPEED, profile(tmp_path, "small", rcnn={}), BEST)
+    with pytest.raises(InputError, match="was measured with preset 'demo', not 'best'"):
+        gpu_throughput.with_profile(SPEED, profile(tmp_path, "demo", rcnn={}), BEST)
     with pytest.raises(InputError, match="2 sessions are too few: 1 for pretraining"):
         planned(Limits(sessions=2))
     with pytest.raises(InputError, match="no epoch of pretraining fits into a session"):

@@ -11,14 +11,14 @@ from siimcovid.core.configuration import Augment
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.overrides import override
-from siimcovid.core.presets import SMALL
+from siimcovid.core.presets import DEMO
 from siimcovid.inference.predictor import predict_table, study_probabilities
 from siimcovid.models.checkpoints import build_model
 from siimcovid.models.study_classifier import draw_boxes, probabilities
 from siimcovid.training import train_stage
 from support.tiny_stages import Fixed, eight_images
 
-PLAIN = replace(SMALL.study, dropout=0.0, views=0)
+PLAIN = replace(DEMO.study, dropout=0.0, views=0)
 BOXES = [torch.tensor([[0.0, 0.0, 0.5, 1.0]]), torch.empty(0, 4)]
 LABELS_OF = torch.tensor([1, 0])
 
@@ -121,9 +121,7 @@ def test_a_stage_trains_with_all_of_it(cached_images, tmp_path, frozen):
     changes = {"study.size": 32, "study.infer_size": 32, "study.none": 0.5, "study.focal": 1.0, "study.frozen": frozen}
     changes |= {"study.training.epochs": 1, "study.training.batch": 4, "study.training.ema": 0.9}
     changes |= {} if frozen else {"study.mask": 0.4}
-    preset = replace(
-        override(SMALL, changes), study=replace(override(SMALL, changes).study, augment=Augment(hflip=0.5))
-    )
+    preset = replace(override(DEMO, changes), study=replace(override(DEMO, changes).study, augment=Augment(hflip=0.5)))
     train_stage.fit("study", preset, images, folder, None, tmp_path / "out")
     header = (tmp_path / "out" / "study.metrics.csv").read_text().splitlines()[0].split(",")
     assert {"study_label", "none"} | (set() if frozen else {"mask"}) <= set(header)

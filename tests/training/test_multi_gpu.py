@@ -12,7 +12,7 @@ import torch
 
 from siimcovid.core.memory_errors import is_out_of_memory
 from siimcovid.core.overrides import override
-from siimcovid.core.presets import SMALL
+from siimcovid.core.presets import DEMO
 from siimcovid.data import competition
 from siimcovid.models import checkpoints
 from siimcovid.models.checkpoints import build_model, read_tensors
@@ -35,7 +35,7 @@ def test_children_import_whatever_their_parent_can(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "wheels")])
     images = pd.DataFrame({"image_id": ["a"], "boxes": [[]]})
     with pytest.raises(RuntimeError, match="in 2 processes failed with exit code 1"):
-        multi_gpu.fit("study", SMALL, images, tmp_path, None, tmp_path / "out", processes=2)
+        multi_gpu.fit("study", DEMO, images, tmp_path, None, tmp_path / "out", processes=2)
     path = environments[0]["PYTHONPATH"].split(os.pathsep)
     ours = list(dict.fromkeys(filter(None, sys.path)))
     assert path[: len(ours)] == ours  # in the parent's order, so that what is installed goes before the wheels

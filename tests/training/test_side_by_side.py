@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from siimcovid.core.memory_errors import is_out_of_memory
-from siimcovid.core.presets import SMALL
+from siimcovid.core.presets import DEMO
 from siimcovid.data import image_memory
 from siimcovid.data.competition import index_table
 from siimcovid.models.checkpoints import read_tensors
@@ -32,7 +32,7 @@ def fake(monkeypatch) -> None:
 
 
 def job(stage: str, out: Path) -> TrainingJob:
-    return TrainingJob(stage, SMALL, pd.DataFrame({"image_id": ["a"], "boxes": [[]]}), out, None, out)
+    return TrainingJob(stage, DEMO, pd.DataFrame({"image_id": ["a"], "boxes": [[]]}), out, None, out)
 
 
 def indexed_images(folder: Path) -> tuple[Path, pd.DataFrame]:
@@ -43,7 +43,7 @@ def indexed_images(folder: Path) -> tuple[Path, pd.DataFrame]:
 
 def test_a_job_survives_its_files(tmp_path):
     cache, images = indexed_images(tmp_path)
-    given = TrainingJob("study", SMALL, images, cache, None, tmp_path / "out", pause=True, deadline=12.5)
+    given = TrainingJob("study", DEMO, images, cache, None, tmp_path / "out", pause=True, deadline=12.5)
     path = write_job(given, {"threads": 2})
     found, values = read_job(path)
     assert replace(found, images=images) == given
@@ -161,14 +161,14 @@ PARENT = """
 import sys
 from pathlib import Path
 import pandas as pd
-from siimcovid.core.presets import SMALL
+from siimcovid.core.presets import DEMO
 from siimcovid.training import side_by_side
 from siimcovid.training.training_job import TrainingJob
 
 side_by_side.CHILD, out = "support.fake_job_child", Path(sys.argv[1])
 images = pd.DataFrame({"image_id": ["a"], "boxes": [[]]})
 processes = side_by_side.SideBySide(side_by_side.cpu_places(1, 1))
-processes.start("backbone", TrainingJob("backbone", SMALL, images, out, None, out))
+processes.start("backbone", TrainingJob("backbone", DEMO, images, out, None, out))
 processes.wait()
 """
 

@@ -27,7 +27,7 @@ ESSENTIAL = ("detect", "classify", "submit")
 #: Seconds of inference for a million pixels of a network on two CPU cores, for a stage of which nothing could be
 #: measured: Faster R-CNN with ResNeXt-101 takes 5.0 s and YOLOv5l 1.4 s at 512 x 512, with EfficientNet-Lite0 .095 s
 #: and YOLOv5n .035 s at 256 x 256. A step of training takes three times as long: forward, and backward twice.
-MEGAPIXEL_SECONDS = {"full": 20.0, "small": 1.5}
+MEGAPIXEL_SECONDS = {"full": 20.0, "small": 1.5, "demo": 1.5}
 TRAINING_FACTOR = 3.0
 
 #: How many times faster than two CPU cores a GPU is at least, for the same guess.
