@@ -27,7 +27,7 @@ CHANNELS = {
     "mnasnet0_5": [8, 16, 24, 48, 1280],
     "regnet_y_400mf": [32, 48, 104, 208, 440],
     "shufflenet_v2_x0_5": [24, 24, 48, 96, 1024],
-    "vgg11_bn": [64, 128, 256, 512, 512],
+    "vgg11_bn": [128, 256, 512, 512, 512],
 }
 HEAVY = {"resnext101_32x8d", "efficientnet_v2_m", "vgg11_bn", "mobilenet_v3_large", "mnasnet0_5"}
 ARCHITECTURES = [pytest.param(name, marks=pytest.mark.slow) if name in HEAVY else name for name in CHANNELS]
