@@ -15,7 +15,7 @@ import torch
 
 from siimcovid.core.memory_errors import is_out_of_memory
 from siimcovid.core.presets import DEMO
-from siimcovid.data import image_memory
+from siimcovid.data import datasets, image_memory
 from siimcovid.data.competition import index_table
 from siimcovid.models.checkpoints import read_tensors
 from siimcovid.training import job_child, side_by_side, train_stage
@@ -79,6 +79,11 @@ def test_memory_is_shared(monkeypatch):
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     monkeypatch.setenv("SIIMCOVID_SHARED_BY", "4")
     assert image_memory.training_bytes() == image_memory.TRAINING_BYTES / 4
+    assert image_memory.training_bytes(workers=2) == image_memory.TRAINING_BYTES / 8  # each worker has a copy
+    for gpus, workers in ((0, 0), (1, 2)):
+        monkeypatch.setattr(datasets, "gpu_count", lambda gpus=gpus: gpus)
+        monkeypatch.setattr(datasets, "processors", lambda: 8)
+        assert datasets.loader_workers() == workers
 
 
 def test_one_fails_and_the_others_go_on(fake, tmp_path, capsys):

@@ -47,7 +47,7 @@ class ImageDataset(Dataset):
         size: side of the square in pixels.
         augment: random changes, or None for the image as it is.
         seed: of the changes.
-        memory: where decoded images are kept; None makes one of training_bytes() for this data set alone.
+        memory: where decoded images are kept; None makes one of training_bytes for this data set alone.
         epochs: that it will serve, for Augment.mosaic_epochs; None has mosaics in all.
     """
 
@@ -72,7 +72,7 @@ class ImageDataset(Dataset):
             self.findings = torch.from_numpy(images[list(NIH_FINDINGS)].to_numpy(np.float32, copy=True))
         self.folder, self.size, self.augment, self.seed, self.epochs = Path(folder), size, augment, seed, epochs
         self.transforms = build_transforms(augment, seed) if augment else None
-        self.memory = ImageMemory(training_bytes()) if memory is None else memory
+        self.memory = ImageMemory(training_bytes(loader_workers())) if memory is None else memory
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -146,6 +146,12 @@ def collate(samples: list[dict]) -> dict:
     return batch
 
 
+def loader_workers() -> int:
+    """Processes of a loader that decode ahead of a GPU: up to four, and no more than the cores that processes which
+    train side by side leave this one. 0 on the CPU, where the model wants the cores itself."""
+    return min(4, max(1, processors() // sharing_processes())) if gpu_count() else 0
+
+
 def loader(
     dataset: Dataset,
     batch: int = 1,
@@ -155,18 +161,15 @@ def loader(
 ) -> DataLoader:
     """A loader in the dataset's order, or the sampler's; `batches` yields whole batches instead of both.
 
-    On GPU machines worker processes decode ahead of the model, unless `decode_ahead` is false: up to four, and no more
-    than the cores that processes which train side by side leave this one.
+    On GPU machines worker processes decode ahead of the model, unless `decode_ahead` is false.
     """
-    gpu = bool(gpu_count())
-    cores = max(1, processors() // sharing_processes())
-    workers = min(4, cores) if gpu and decode_ahead else 0  # on CPU the model wants the cores itself
+    workers = loader_workers() if decode_ahead else 0
     order = {"batch_size": batch, "sampler": sampler}
     return DataLoader(
         dataset,
         **(order if batches is None else {"batch_sampler": batches}),
         collate_fn=collate,
         num_workers=workers,
-        pin_memory=gpu,
+        pin_memory=bool(gpu_count()),
         persistent_workers=workers > 0,
     )

@@ -19,7 +19,7 @@ from siimcovid.core.errors import InputError
 from siimcovid.core.overrides import override
 from siimcovid.core.stage_names import member
 from siimcovid.kernel.lower_resolution import training_changes
-from siimcovid.kernel.queue_forecast import jobs_to_try
+from siimcovid.kernel.queue_forecast import is_training, jobs_to_try
 from siimcovid.kernel.step_forecast import Profile, forecast, model_seconds
 
 #: Training epochs are cut in twentieths down to a quarter of what was asked; below that, resolution goes first.
@@ -97,13 +97,14 @@ def fit_plan(
     """The most of `requested` whose steps take no more than `available` seconds together, by the order of dropping.
 
     locked: stages whose training has begun; their settings stay as they are in `now`. done: steps that take no more
-    time. pauses: what does not fit is trained in a later session, so nothing of the training is dropped. jobs: models
-    to train at a time; 0 takes the number by which the steps take the least. It stays once training has begun. Where
-    nothing fits, the least is returned: the end of the hours cuts the steps short then.
+    time. pauses: what does not fit is trained in a later session, so nothing of the training is dropped, and nothing
+    else for its sake. jobs: models to train at a time; 0 takes the number by which the steps take the least. It stays
+    once training has begun. Where nothing fits, the least is returned: the end of the hours cuts the steps short then.
     """
 
-    def total(plan: RunPlan) -> float:
-        return sum(seconds for step, seconds in forecast(profile, plan).items() if step not in done)
+    def total(plan: RunPlan, training: bool = True) -> float:
+        seconds = forecast(profile, plan)
+        return sum(seconds[step] for step in seconds if step not in done and (training or not is_training(step)))
 
     fixed = {s: {key: getattr(now, key)[s] for key in PER_STAGE if s in getattr(now, key)} for s in locked}
 
@@ -121,7 +122,7 @@ def fit_plan(
         to_train = [name for name, seconds in model_seconds(profile, plan).items() if seconds]
         numbers = [now.jobs] if locked else jobs_to_try(profile.machine, to_train, jobs)
         chosen = min((replace(plan, jobs=number) for number in numbers), key=total)
-        if total(chosen) <= available:
+        if total(chosen, training=not pauses) <= available:
             break
     return chosen
 
