@@ -124,6 +124,7 @@ class Augment:
     rectangles: Probability = 0.0  # p of black rectangles
     rectangle_count: Annotated[int, Range(1, 64)] = 1  # so many of them
     rectangle_side: Annotated[float, Range(0, 1, above=True)] = 0.4  # of the image's side, at most
+    cover: Probability = 0.0  # p of covering markers, borders and corners, never a box
 
 
 @dataclass(frozen=True)

@@ -191,7 +191,7 @@ def image_study_probs(run: Run, step: str, change: Callable | None = None) -> pd
 
 def classify_covered(run: Run) -> pd.DataFrame | None:
     """As `classify`, of images without their markers and borders; None without a model or the time for it."""
-    from siimcovid.evaluation.shortcut_check import cover
+    from siimcovid.data.covering import cover
     from siimcovid.inference.predictor import study_probabilities
 
     seconds = 2 * run.record.seconds.get("classify", 0.0)  # covering an image takes no longer than predicting it
