@@ -95,5 +95,5 @@ clean:  ## remove what was made, the virtual environment included
 	rm -rf .venv runs dist build
 
 .venv/installed: pyproject.toml requirements.lock scripts/install.sh
-	PYTHON=$(call quoted,$(PYTHON)) scripts/install.sh .venv demo,dicom-sr,test,web --editable
+	PYTHON=$(call quoted,$(PYTHON)) scripts/install.sh .venv demo,dicom-sr,lite,test,web --editable
 	@touch $@

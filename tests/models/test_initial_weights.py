@@ -1,12 +1,14 @@
 """The weights that a stage starts from: its own, a trained backbone's, or published ones."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from siimcovid.core import files
+from siimcovid.core.configuration import RcnnConfig
 from siimcovid.core.errors import InputError
 from siimcovid.core.presets import FULL, SMALL, load_preset
 from siimcovid.models import checkpoints, initial_weights, published_weights, weights_manifest
@@ -67,6 +69,35 @@ def test_a_trained_backbone_goes_before_the_published_one(imagenet, tmp_path):
         for name in taken:
             inner = "backbone.stages" + name.split("stages", 1)[1]
             assert torch.equal(own[name], expected[inner])
+
+
+def test_a_detector_may_start_from_the_study_models_backbone(imagenet, tmp_path):
+    """Once that is trained to its end, in the folder that the detector is trained into."""
+    torch.manual_seed(0)
+    study = checkpoints.build_model("study", SMALL.study)
+    path, config = tmp_path / "study.safetensors", replace(SMALL.rcnn, study_backbone=True)
+
+    def start_of(config: RcnnConfig) -> str:
+        return initial_weights.start("rcnn", config, checkpoints.build_model("rcnn", config), imagenet, tmp_path)[
+            "file"
+        ]
+
+    assert start_of(config) == "efficientnet_lite0.safetensors"
+    checkpoints.save(path, study, "study", SMALL.study, {"finished": False})
+    weights_manifest.register_trained(path, "study", load_preset("small"), "nothing")
+    assert start_of(config) == "efficientnet_lite0.safetensors"
+    checkpoints.save(path, study, "study", SMALL.study, {"finished": True})
+    assert start_of(SMALL.rcnn) == "efficientnet_lite0.safetensors"
+    assert start_of(config) == "study.safetensors"
+    model = checkpoints.build_model("rcnn", config)
+    origin = initial_weights.start("rcnn", config, model, imagenet, tmp_path)
+    own, theirs = model.state_dict(), study.state_dict()
+    taken = [name for name in own if name not in origin["left"]]
+    assert len(taken) == origin["taken"] > 200
+    assert all(torch.equal(own[name], theirs["backbone.stages" + name.split("stages", 1)[1]]) for name in taken)
+    other = replace(config, backbone="resnext101_32x8d")
+    with pytest.raises(InputError, match="resnext101_32x8d"):
+        initial_weights.start("rcnn", other, model, imagenet, tmp_path)
 
 
 def test_a_backbone_of_another_architecture_is_passed_over(imagenet):

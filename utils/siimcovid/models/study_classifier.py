@@ -19,6 +19,9 @@ from siimcovid.models.backbone import build_backbone, normalise
 #: Place among a backbone's maps of the one that the boxes are drawn from: stride 16.
 MASK_STAGE = 3
 
+#: Channels of the auxiliary head's hidden layer.
+MASK_WIDTH = 64
+
 
 class Study(nn.Module):
     """The classifier: `forward` gives the loss of a batch, `predict` the logits of its images."""
@@ -45,7 +48,7 @@ class Study(nn.Module):
             if isinstance(layer, nn.Linear):
                 nn.init.xavier_uniform_(layer.weight)  # report, section 3.4
                 nn.init.zeros_(layer.bias)
-        self.mask_head = nn.Conv2d(self.backbone.channels[MASK_STAGE], 1, 1) if config.mask else None
+        self.mask_head = build_mask_head(self.backbone.channels[MASK_STAGE]) if config.mask else None
         if self.frozen:
             self.backbone.requires_grad_(False)
 
@@ -61,7 +64,7 @@ class Study(nn.Module):
         return self.backbone.pooled(normalise(images))
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
-        """The losses of a batch, each a scalar.
+        """The losses of a batch, each a scalar times its weight, to be added up.
 
         batch: "study_labels" (B,) int64 in the order of STUDY_LABELS; "images" (B, 1, S, S) uint8 or "features" (B, C);
         and for the losses "mask" and "none", where the configuration has them, "boxes", B tensors (n, 4) of xyxy
@@ -76,9 +79,7 @@ class Study(nn.Module):
             wanted = torch.stack([draw_boxes(boxes, drawn.shape[-1]) for boxes in batch["boxes"]])
             losses["mask"] = config.mask * functional.binary_cross_entropy_with_logits(drawn[:, 0], wanted.to(drawn))
         logits = self.head(features)
-        losses["study_label"] = (1 - config.mask) * self.study_loss(
-            logits[:, : len(STUDY_LABELS)], batch["study_labels"]
-        )
+        losses["study_label"] = self.study_loss(logits[:, : len(STUDY_LABELS)], batch["study_labels"])
         if config.none:
             empty = torch.tensor([float(len(boxes) == 0) for boxes in batch["boxes"]]).to(logits)
             losses["none"] = config.none * functional.binary_cross_entropy_with_logits(logits[:, -1], empty)
@@ -109,6 +110,11 @@ def probabilities(logits: Tensor) -> Tensor:
     `none`."""
     study_labels, none = logits[:, : len(STUDY_LABELS)], logits[:, len(STUDY_LABELS) :]
     return torch.cat([study_labels.softmax(dim=1), none.sigmoid()], dim=1)
+
+
+def build_mask_head(channels: int) -> nn.Module:
+    """(B, channels, S / 16, S / 16) -> (B, 1, S / 16, S / 16) logits that a cell lies in a box."""
+    return nn.Sequential(nn.Conv2d(channels, MASK_WIDTH, 3, padding=1), nn.ReLU(), nn.Conv2d(MASK_WIDTH, 1, 1))
 
 
 def draw_boxes(boxes: Tensor, side: int) -> Tensor:

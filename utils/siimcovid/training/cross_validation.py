@@ -115,7 +115,7 @@ def cross_validate(
     detections, study_probs, patients_seen = [], [], {}
     for fold, (train, held_out) in splits.items():
         patients_seen[fold] = _patients_seen(setting.folder(fold), train, held_out)
-        for stage in stages:
+        for stage in preset.training_order(stages):
             train_fold(setting, fold, stage, known if best_epoch else train)
             tables = predict_fold(setting, fold, stage, held_out)
             (study_probs if stage == "study" else detections).extend(tables)

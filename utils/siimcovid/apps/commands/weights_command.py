@@ -10,8 +10,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     convert = actions.add_parser("import", help="convert published weights once, without running their pickles' code")
-    convert.add_argument("architecture", help="efficientnet_lite0, resnext101_32x8d or yolov5l")
-    convert.add_argument("--file", type=Path, help="the published .pth or .pt (not needed for efficientnet_lite0)")
+    convert.add_argument("architecture", help="efficientnet_lite0, 1 or 2, resnext101_32x8d or yolov5l")
+    convert.add_argument("--file", type=Path, help="the published .pth or .pt (not needed for EfficientNet-Lite)")
     convert.add_argument("--out", type=Path, required=True, help="the weights folder")
     for name, summary in (("list", "show what a manifest holds"), ("verify", "check every file against its checksum")):
         action = actions.add_parser(name, help=summary)
