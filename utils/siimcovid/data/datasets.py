@@ -78,10 +78,12 @@ class ImageDataset(Dataset):
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def without_augmentation(self) -> "ImageDataset":
-        """A data set of the same images as they are (no changes, no crop), which shares this one's memory."""
+    def without_augmentation(self, size: int | None = None) -> "ImageDataset":
+        """A data set of the same images as they are (no changes, no crop), which shares this one's memory; of another
+        size where that is given."""
         plain = copy.copy(self)
         plain.augment = plain.transforms = None
+        plain.size = size or self.size
         return plain
 
     def image(self, number: int) -> np.ndarray:
