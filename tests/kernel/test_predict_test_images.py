@@ -1,5 +1,6 @@
-"""Predicting the test images where memory is short."""
+"""Predicting the test images where memory is short, and saying which are unlike those of training."""
 
+import pandas as pd
 import pytest
 
 from siimcovid.core.presets import DEMO
@@ -8,6 +9,7 @@ from siimcovid.kernel import predict_test_images
 from siimcovid.kernel.parameters import Parameters
 from siimcovid.kernel.run import Run
 from siimcovid.kernel.time_budget import TimeBudget
+from siimcovid.models.unlike_training import SENTENCE
 
 
 def test_every_kind_of_lacking_memory_halves_the_batch(tmp_path, monkeypatch):
@@ -29,3 +31,14 @@ def test_every_kind_of_lacking_memory_halves_the_batch(tmp_path, monkeypatch):
     errors.append(RuntimeError("another error"))
     with pytest.raises(RuntimeError, match="another error"):
         predict_test_images.in_smaller_batches(*arguments)
+
+
+def test_images_unlike_those_of_training_are_noticed_once(tmp_path):
+    """Beside what was noticed of their files; a second prediction replaces the first one's notices."""
+    run = Run(Parameters(tmp_path, preset=DEMO), TimeBudget(1.0, 0.0, lambda: 0.0))
+    run.record.notices = pd.DataFrame({"image_id": ["a"], "notice": ["is turned"]})
+    for unlike, noticed in [((0.9, 0.5, 0.1), ["a"]), ((0.1, 0.51, 0.7), ["b", "c"]), ((0.1, 0.1, 0.1), [])]:
+        predict_test_images.note_unlike(run, pd.DataFrame({"image_id": list("abc"), "unlike": unlike}))
+        assert run.record.notices.to_numpy().tolist() == [["a", "is turned"], *([name, SENTENCE] for name in noticed)]
+    predict_test_images.note_unlike(run, pd.DataFrame({"image_id": list("abc")}))  # of a model that does not say it
+    assert run.record.notices["image_id"].tolist() == ["a"]

@@ -12,7 +12,8 @@ from siimcovid.core.errors import InputError
 from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.overrides import override
 from siimcovid.core.presets import DEMO
-from siimcovid.inference.predictor import predict_table, study_probabilities
+from siimcovid.inference.predictor import predict_table, study_probabilities, unlike_images
+from siimcovid.models import checkpoints
 from siimcovid.models.checkpoints import build_model
 from siimcovid.models.study_classifier import draw_boxes, probabilities
 from siimcovid.training import train_stage
@@ -51,6 +52,26 @@ def test_the_losses_are_added_with_their_weights_and_the_map_teaches_the_backbon
     model.mask_head[-1].weight.data.zero_()
     model.mask_head[-1].bias.data.fill_(20.0)  # says that a box is everywhere: right in a quarter of the cells
     assert model(batch)["mask"].item() == pytest.approx(32 * 0.75 * 20, rel=1e-3)
+
+
+def test_an_image_unlike_those_of_training_is_found(cached_images, tmp_path):
+    """Training fills the statistics, the checkpoint keeps them, and the table says which image is unlike."""
+    folder, images = cached_images
+    changes = {"training.epochs": 1, "size": 64, "infer_size": 64, "typical_images": 6, "none": 0.5}
+    for name, more in {"features": {"views": 1}, "images": {"views": 1, "infer_size": 96}}.items():
+        preset = override(DEMO, {f"study.{key}": value for key, value in {**changes, **more}.items()})
+        path = train_stage.fit("study", preset, images, folder, None, tmp_path / name)
+        _, config, model = checkpoints.load(path)
+        assert model.unlike.limit < 60
+        table = predict_table("study", config, model, images, folder)
+        assert table.columns.tolist() == ["image_id", "study_id", *STUDY_LABELS, "none", "unlike"]
+        assert table["unlike"].between(0, 1).all()
+        assert table[list(STUDY_LABELS)].sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-5)
+        model.unlike.limit.fill_(-60)
+        assert unlike_images(predict_table("study", config, model, images, folder)) == images["image_id"].tolist()
+        model.unlike.limit.fill_(60)
+        assert unlike_images(predict_table("study", config, model, images, folder)) == []
+    assert unlike_images(table.drop(columns="unlike")) == []
 
 
 def test_a_map_needs_a_backbone_that_learns():

@@ -18,8 +18,10 @@ from siimcovid.core.stage_names import stage_of
 from siimcovid.evaluation.ensemble_prediction import EnsemblePrediction
 from siimcovid.evaluation.submission_csv import to_pixels
 from siimcovid.inference.ensemble import combine
+from siimcovid.inference.predictor import unlike_images
 from siimcovid.inference.trained_model import TrainedModel
 from siimcovid.inference.weighted_boxes_fusion import COLUMNS, ENSEMBLE, none_confidence
+from siimcovid.models.unlike_training import SENTENCE
 
 BOX_KEYS = ("score", "left", "top", "right", "bottom")
 
@@ -45,7 +47,8 @@ def predict_study(model: TrainedModel, images: Iterable[np.ndarray], pictures: b
         version; notice: what must be known of the weights; models: the names of what offers boxes;
         study_probabilities: probability of each study label, or None without a study model; highest: the likeliest
         study label, or None; images: for each rows, columns (of the original); study_probabilities, the study models'
-        of this image alone; none: model -> confidence that there is no opacity; boxes: model -> [{score, left, top,
+        of this image alone; notice: a sentence where the image is unlike those that the study model learnt from, else
+        ""; none: model -> confidence that there is no opacity; boxes: model -> [{score, left, top,
         right, bottom}] in original pixels, the highest score first; and with pictures `preview` and `heatmap`.
     """
     previews = []
@@ -90,6 +93,7 @@ def _image_entry(
         "rows": int(image.rows),
         "columns": int(image.columns),
         "study_probabilities": _by_label(probabilities),
+        "notice": SENTENCE if name in unlike_images(alone.reset_index()) else "",
         "none": {},
         "boxes": {},
     }
