@@ -73,8 +73,11 @@ def test_folded_model_predicts_the_same(stage):
         assert torch.allclose(slow, fast, atol=1e-4)
     else:
         for (corners, scores), (fast_corners, fast_scores) in zip(slow, fast, strict=True):
-            assert torch.allclose(corners, fast_corners, atol=1e-3)
             assert torch.allclose(scores, fast_scores, atol=1e-4)
+            alike = (scores[:, None] - fast_scores).abs() < 1e-6  # boxes of equal scores come in any order
+            alike &= (corners[:, None] - fast_corners).abs().amax(dim=2) < 1e-3
+            assert alike.any(dim=0).all()
+            assert alike.any(dim=1).all()
 
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, JPEGLosslessSV1])

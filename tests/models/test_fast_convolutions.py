@@ -44,6 +44,7 @@ def output_and_gradients(model: nn.Module, images: torch.Tensor) -> dict[str, to
         (5, 1, 2, 8, False),
         (5, 2, 2, 8, True),
         (7, 1, 3, 8, True),
+        (7, 2, 0, 8, False),
         ((3, 5), 1, (1, 2), 8, False),
     ],
 )

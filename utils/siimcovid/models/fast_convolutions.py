@@ -149,12 +149,12 @@ def _weight_gradient(
     gradient: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
 ) -> Tensor:
     """(C, 1, height, width): the gradient of a depthwise kernel, slice by slice."""
-    x, columns = functional.pad(x, (padding[1], padding[1])), weight.shape[3]
     slices = []
-    for a in range(0, columns, DEPTHWISE_WIDTH):
+    for a in range(0, weight.shape[3], DEPTHWISE_WIDTH):
         kernel = weight[..., a : a + DEPTHWISE_WIDTH].contiguous()
-        seen = x[..., a : a + (gradient.shape[3] - 1) * stride[1] + kernel.shape[3]]
-        seen = seen.contiguous(memory_format=torch.channels_last)
+        left = padding[1] - a  # below 0: columns that this slice does not see
+        right = (gradient.shape[3] - 1) * stride[1] + kernel.shape[3] - x.shape[3] - left
+        seen = functional.pad(x, (left, right)).contiguous(memory_format=torch.channels_last)
         slices.append(_gradients(gradient, seen, kernel, stride, (padding[0], 0), (False, True, False))[1])
     return torch.cat(slices, dim=3)
 
