@@ -21,6 +21,7 @@ from siimcovid.inference.ensemble import combine
 from siimcovid.inference.predictor import unlike_images
 from siimcovid.inference.trained_model import TrainedModel
 from siimcovid.inference.weighted_boxes_fusion import COLUMNS, ENSEMBLE, none_confidence
+from siimcovid.models.onnx_engine import in_pytorch
 from siimcovid.models.unlike_training import SENTENCE
 
 BOX_KEYS = ("score", "left", "top", "right", "bottom")
@@ -109,7 +110,7 @@ def _image_entry(
 
 def _heat_map(model: TrainedModel, pixels: np.ndarray, study_label: int) -> str:
     """The study models' heat map of a study label (its place in STUDY_LABELS) as a data: address of a PNG."""
-    studies = [parts for name, parts in model.models.items() if stage_of(name) == "study"]
+    studies = [(config, in_pytorch(each)) for name, (config, each) in model.models.items() if stage_of(name) == "study"]
     return data_url("image/png", grad_cam.heat_map(studies, pixels, study_label))
 
 
