@@ -13,7 +13,6 @@ from siimcovid.apps.benchmarks import (
     WORKS,
     Measured,
     box_benchmarks,
-    gpu_hours,
     image_benchmarks,
     race,
     scaling_benchmark,
@@ -27,6 +26,7 @@ from siimcovid.data.dicom_image import read_image
 from siimcovid.evaluation.mean_average_precision import average_precision
 from siimcovid.models import checkpoints
 from siimcovid.models.backbone import Backbone, build_backbone, for_inference, freeze_batch_norm
+from siimcovid.models.flops import forward_flops
 
 NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
 
@@ -144,12 +144,12 @@ def test_operations_of_known_networks():
     """Published: 16.4 billion multiply-adds for ResNeXt-101 32x8d at 224 pixels (torchvision's table)."""
     from siimcovid.core.presets import FULL
 
-    assert gpu_hours.forward_flops("study", FULL.study, 224) == pytest.approx(2 * 16.4e9, rel=0.01)
+    assert forward_flops("study", FULL.study, 224) == pytest.approx(2 * 16.4e9, rel=0.01)
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_has_its_operations(stage):
     """On four times the pixels a convolutional network does four times as much; a box head on proposals does not."""
     config = getattr(SMALL, stage)
-    small, large = (gpu_hours.forward_flops(stage, config, side) for side in (128, 256))
+    small, large = (forward_flops(stage, config, side) for side in (128, 256))
     assert 0 < small < large <= 4.01 * small

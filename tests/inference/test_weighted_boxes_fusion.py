@@ -119,10 +119,16 @@ def test_nothing_to_fuse():
     assert fuse(table(("image", "else", 0.5, A1)), MODELS).empty
 
 
-@pytest.mark.parametrize("weights", [(1,), (1, 0), (1, 1, 1)])
+@pytest.mark.parametrize("weights", [(1,), (0, 0), (1, -1), (1, 1, 1)])
 def test_weights_must_fit(weights):
-    with pytest.raises(InputError, match="a weight above 0 for each of rcnn, yolo"):
+    with pytest.raises(InputError, match="a weight for each of rcnn, yolo, one of them above 0"):
         fuse(random_table(0), MODELS, weights=weights)
+
+
+def test_a_model_of_weight_0_is_as_if_it_were_not_there():
+    found = random_table(0)
+    alone = fuse(found[found["model"] == "yolo"], ("yolo",), weights=(2,))
+    pd.testing.assert_frame_equal(fuse(found, MODELS, weights=(0, 2)), alone)
 
 
 def test_none_confidence():

@@ -146,6 +146,7 @@ def faults() -> Iterator[Fault]:
         ("OVERRIDES", "rcnn.epochs=3", "the preset without OVERRIDES", "OVERRIDES must be JSON"),
         ("STRICT", "maybe", "STRICT False", "STRICT must be true or false"),
         ("SESSIONS", 0, "SESSIONS 1", "SESSIONS must be a whole number"),
+        ("JOBS", -1, "JOBS 0", "JOBS must be a whole number"),
         ("SEED", -1, "the preset's seed", "SEED must be a whole number"),
     ):
         yield Fault(f"{name} = {value!r}", happens, MODELS, make.parameter(**{name: value}), named)

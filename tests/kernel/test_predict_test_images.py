@@ -25,12 +25,12 @@ def test_every_kind_of_lacking_memory_halves_the_batch(tmp_path, monkeypatch):
 
     monkeypatch.setattr(predictor, "predict_images", predict_images)
     config = predict_test_images.replace(SMALL.rcnn, infer_batch=4)
-    arguments = run, "detect", "rcnn", config, None, False, None
-    assert predict_test_images._in_smaller_batches(*arguments) == "predictions"
+    arguments = run, "detect", "rcnn", config, None, False, None, None, None
+    assert predict_test_images.in_smaller_batches(*arguments) == "predictions"
     assert seen == [(4, None), (2, None), (1, None), (1, "cpu")]
     errors.append(RuntimeError("another error"))
     with pytest.raises(RuntimeError, match="another error"):
-        predict_test_images._in_smaller_batches(*arguments)
+        predict_test_images.in_smaller_batches(*arguments)
 
 
 def test_images_unlike_those_of_training_are_noticed_once(tmp_path):

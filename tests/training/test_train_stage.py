@@ -15,6 +15,7 @@ from siimcovid.core.labels import NIH_FINDINGS
 from siimcovid.core.overrides import override
 from siimcovid.core.presets import SMALL, load_preset
 from siimcovid.data.datasets import ImageDataset
+from siimcovid.inference import choose_ensemble
 from siimcovid.inference.predictor import predict_table, study_probabilities
 from siimcovid.models import checkpoints, weights_manifest
 from siimcovid.training import train_stage
@@ -231,3 +232,26 @@ def test_the_same_command_with_its_own_folder_of_weights(cached_images, tmp_path
         path = train_stage.fit("study", preset, images, folder, out, out)
         weights_manifest.register_trained(path, "study", preset, "competition")
         assert ("study 1/1" in capsys.readouterr().out) == trained
+
+
+def test_a_fold_is_held_out_by_all_stages_where_it_is_large_enough(cached_images, monkeypatch):
+    folder, images = cached_images
+    holds = override(SMALL, {"hold_out": True, "folds": 2, "duplicates": False})
+    for stage in ("rcnn", "yolo", "study"):
+        everything = train_stage.split_images(stage, SMALL, images, folder)[0]
+        assert train_stage.split_images(stage, holds, images, folder)[0].equals(everything)  # too few to fit on
+        assert train_stage.held_out_fold(stage, holds, images, folder).empty
+    monkeypatch.setattr(choose_ensemble, "FEWEST", 2)
+    monkeypatch.setattr(choose_ensemble, "FEWEST_OF_A_KIND", 0)
+    folds = []
+    for stage in ("rcnn", "yolo", "study"):
+        chosen, by_which_an_epoch_is_chosen = train_stage.split_images(stage, holds, images, folder)
+        held_out = train_stage.held_out_fold(stage, holds, images, folder)
+        assert by_which_an_epoch_is_chosen is None
+        assert len(held_out)
+        assert not set(held_out["patient_id"]) & set(chosen["patient_id"])
+        folds.append(held_out["image_id"].tolist())
+    assert folds[0] == folds[1] == folds[2]
+    validates = override(SMALL, {"rcnn.training.validate": True, "folds": 2, "duplicates": False})
+    chosen, held_out = train_stage.split_images("rcnn", validates, images, folder)
+    assert held_out.equals(train_stage.held_out_fold("rcnn", validates, images, folder))

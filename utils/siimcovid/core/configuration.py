@@ -1,8 +1,8 @@
 """What can be set: a preset is a tree of these frozen dataclasses, each value with the range that it may have.
 
-presets.py holds the numbers of the two presets; overrides.py changes single values, checks types and ranges, and
-carries the tree through JSON, beside each checkpoint. What several values must fulfil together is in the methods
-`check_values`. This module imports no torch.
+presets.py and preset_best.py hold the numbers of the presets; overrides.py changes single values, checks types and
+ranges, and carries the tree through JSON, beside each checkpoint. What several values must fulfil together is in the
+methods `check_values`. This module imports no torch.
 """
 
 import math
@@ -61,6 +61,7 @@ Count = Annotated[int, Range(1, HUGE)]
 CountOrNone = Annotated[int, Range(0, HUGE)]
 Width = Annotated[int, Range(1, 16384)]  # of a layer
 Side = Annotated[int, Range(STRIDE, 8192)]  # of an input in pixels; the largest radiographs have about 5,000
+SideOrNone = Annotated[int, Range(0, 8192)]
 Stage = Annotated[int, Range(0, 4)]  # a backbone's stage, of stride 2 ** (stage + 1)
 StageCount = Annotated[int, Range(0, 5)]
 Sides = Annotated[tuple[Annotated[int, Range(1, 8192)], ...], NotEmpty()]  # of anchors, in pixels
@@ -193,6 +194,7 @@ class RcnnConfig:
     nms_iou: Probability = 0.5
     max_boxes: Count = 100
     study_backbone: bool = False  # start from the backbone that the study model trained in this run
+    rsna_epochs: Count = 30  # of training on the RSNA challenge first, where that is asked for; YOLO's number
 
     def check_values(self, prefix: str = "") -> None:
         """Raise InputError where values do not fit each other; `prefix` stands before their names."""
@@ -274,6 +276,7 @@ class RetinanetConfig:
     nms_iou: Probability = 0.5
     max_boxes: Count = 100
     study_backbone: bool = False  # start from the backbone that the study model trained in this run
+    rsna_epochs: Count = 30  # of training on the RSNA challenge first, where that is asked for; YOLO's number
 
     def check_values(self, prefix: str = "") -> None:
         """Raise InputError where values do not fit each other; `prefix` stands before their names."""
@@ -386,9 +389,12 @@ class Preset:
     pseudo: PseudoLabelConfig = field(default_factory=PseudoLabelConfig)
     members: Count = 1  # models of each stage, a fold ensemble: each is trained without a fold of its own
     folds: Annotated[int, Range(2)] = 5
-    fold: CountOrNone = 0  # held out where a stage validates
+    fold: CountOrNone = 0  # held out where a stage validates, or all do by `hold_out`
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     duplicates: bool = True  # an image with several ids is trained on once, and never beside a fold that holds it out
+    hold_out: bool = False  # no stage trains on the fold, where it has enough images to fit the ensemble on
+    nih_cache_size: SideOrNone = 0  # cache_size for the images of NIH ChestX-ray14; 0: cache_size
+    rsna_cache_size: SideOrNone = 0  # and for those of the RSNA challenge
 
     @property
     def stages(self) -> tuple[str, ...]:

@@ -1,4 +1,5 @@
-"""Every number of the system: two presets, `full` (the report's) and `small` (the same system for two CPU cores).
+"""Every number of the system: presets `full` (the report's) and `small` (the same system for two CPU cores) here, and
+`best` (what would compete, for two GPUs) in preset_best.py.
 
 What they are made of stands in configuration.py. This module imports no torch.
 """
@@ -20,6 +21,7 @@ from siimcovid.core.configuration import (
 )
 from siimcovid.core.errors import InputError
 from siimcovid.core.overrides import override
+from siimcovid.core.preset_best import BEST
 
 #: The report's changes to images for its classifiers: section 3.1, "Training of the backbone", and 3.4.
 CLASSIFIER_AUGMENT = Augment(hflip=0.5, blur=0.3, shift_rotate=1.0, shift=0.0, degrees=20, erase=0.3, crop=224)
@@ -182,6 +184,7 @@ SMALL = Preset(
         boxes_per_image=64,
         head_width=256,
         nms_iou=0.4,
+        rsna_epochs=7,
     ),
     yolo=YoloConfig(
         training=Training(
@@ -228,6 +231,7 @@ SMALL = Preset(
         box_loss="GIoU",
         candidates=300,
         nms_iou=0.4,
+        rsna_epochs=9,
     ),
     study=StudyConfig(
         training=Training(
@@ -249,7 +253,7 @@ SMALL = Preset(
     ),
 )
 
-PRESETS = {"full": FULL, "small": SMALL}
+PRESETS = {"full": FULL, "small": SMALL, "best": BEST}
 
 
 def load_preset(name: str, overrides: Mapping[str, Any] | None = None) -> Preset:

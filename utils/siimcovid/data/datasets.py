@@ -12,7 +12,6 @@ What happens to image i in epoch e depends on (seed, e, i) alone, not on workers
 """
 
 import copy
-import os
 from pathlib import Path
 
 import cv2
@@ -24,9 +23,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from siimcovid.core.configuration import Augment
 from siimcovid.core.device import gpu_count
 from siimcovid.core.labels import NIH_FINDINGS, STUDY_LABELS
+from siimcovid.core.processes import processors, sharing_processes
 from siimcovid.data.augmentation import build_transforms, random_rectangles
 from siimcovid.data.covering import random_cover
-from siimcovid.data.image_memory import TRAINING_BYTES, ImageMemory
+from siimcovid.data.image_memory import ImageMemory, training_bytes
 from siimcovid.data.random_geometry import mosaic, move, random_flips, random_matrix
 from siimcovid.data.resize import centre_crop, crop_boxes
 
@@ -48,7 +48,7 @@ class ImageDataset(Dataset):
         size: side of the square in pixels.
         augment: random changes, or None for the image as it is.
         seed: of the changes.
-        memory: where decoded images are kept; None makes one of TRAINING_BYTES for this data set alone.
+        memory: where decoded images are kept; None makes one of training_bytes() for this data set alone.
         epochs: that it will serve, for Augment.mosaic_epochs; None has mosaics in all.
     """
 
@@ -73,7 +73,7 @@ class ImageDataset(Dataset):
             self.findings = torch.from_numpy(images[list(NIH_FINDINGS)].to_numpy(np.float32, copy=True))
         self.folder, self.size, self.augment, self.seed, self.epochs = Path(folder), size, augment, seed, epochs
         self.transforms = build_transforms(augment, seed) if augment else None
-        self.memory = ImageMemory(TRAINING_BYTES) if memory is None else memory
+        self.memory = ImageMemory(training_bytes()) if memory is None else memory
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -164,10 +164,12 @@ def loader(
 ) -> DataLoader:
     """A loader in the dataset's order, or the sampler's; `batches` yields whole batches instead of both.
 
-    On GPU machines worker processes decode ahead of the model, unless `decode_ahead` is false.
+    On GPU machines worker processes decode ahead of the model, unless `decode_ahead` is false: up to four, and no more
+    than the cores that processes which train side by side leave this one.
     """
     gpu = bool(gpu_count())
-    workers = min(4, os.cpu_count() or 1) if gpu and decode_ahead else 0  # on CPU the model wants the cores itself
+    cores = max(1, processors() // sharing_processes())
+    workers = min(4, cores) if gpu and decode_ahead else 0  # on CPU the model wants the cores itself
     order = {"batch_size": batch, "sampler": sampler}
     return DataLoader(
         dataset,

@@ -10,11 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
-#: Bytes of images that a training set keeps; the rest is decoded again in every epoch.
+from siimcovid.core.processes import sharing_processes
+
+#: Bytes of images that a machine's training sets keep; the rest is decoded again in every epoch.
 TRAINING_BYTES = 2 << 30
 
 #: Bytes that predictions keep for the next model or epoch on the same images: few, so that memory stays flat.
 PREDICTION_BYTES = 32 << 20
+
+
+def training_bytes() -> int:
+    """Bytes of images that this process's training set keeps: processes that train side by side share them."""
+    return TRAINING_BYTES // sharing_processes()
 
 
 class ImageMemory:

@@ -137,12 +137,12 @@ def _ranked(comparison: Comparison) -> list[RankedClass]:
 
 def _precisions(classes: Sequence[RankedClass], weight: np.ndarray) -> np.ndarray:
     """(7,) average precision of each of CLASSES and their mean; weight: (ids,) copies of each id."""
-    values = np.array([_weighted_precision(one, weight) for one in classes])
+    values = np.array([weighted_precision(one, weight) for one in classes])
     known = values[np.isfinite(values)]
     return np.append(values, known.mean() if len(known) else np.nan)
 
 
-def _weighted_precision(ranked: RankedClass, weight: np.ndarray) -> float:
+def weighted_precision(ranked: RankedClass, weight: np.ndarray) -> float:
     """Area under the interpolated precision-recall curve of weighted predictions; nan without a true box."""
     total = weight[ranked.truth_row].sum()
     if not total:

@@ -6,6 +6,8 @@ other; fit_ensemble.py fits them on out-of-fold predictions. With the plain pres
 the highest score, and the study probabilities are the study model's.
 """
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from siimcovid.core.configuration import FusionConfig, Preset
@@ -38,23 +40,16 @@ def combine(outputs: ModelOutputs, preset: Preset) -> EnsemblePrediction:
 def ensemble(outputs: ModelOutputs, fusion: FusionConfig) -> pd.DataFrame:
     """The fused boxes: a detections table of the model "ensemble".
 
-    Each model counts with its detector's weight; models of detectors that `fusion.detectors` does not name are left
-    out. Images that the same models predicted are fused together, so that a model which found nothing lowers the
-    score of the others' boxes, and one that did not predict the image does not.
+    Each model counts with its detector's weight, not at all with 0; models of detectors that `fusion.detectors` does
+    not name are left out. Images that the same models predicted are fused together, so that a model which found nothing
+    lowers the score of the others' boxes, and one that did not predict the image does not.
     """
-    weight = {d: w for d, (w,) in fusion.of_detectors("weights", 1).items()}
-    predicted = {name: set(images) for name, images in outputs.predicted_ids.items() if stage_of(name) in weight}
-    order = {d: k for k, d in enumerate(fusion.detectors)}
-    names = sorted(predicted, key=lambda name: (name.endswith("_hflip"), order[stage_of(name)], name))
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for image in outputs.images["image_id"]:
-        groups.setdefault(tuple(name for name in names if image in predicted[name]), []).append(image)
-    groups.pop((), None)
+    groups = fused_together(outputs, fusion)
     found = calibrate(outputs.detections, fusion)
     parts = []
     for used, images in groups.items():
         table = found if len(groups) == 1 else found[found["image_id"].isin(images)]
-        weights = [weight[stage_of(name)] for name in used]
+        weights = model_weights(used, fusion)
         parts.append(
             fuse(table, used, weights=weights, iou=fusion.iou, nms_iou=fusion.nms_iou, max_boxes=fusion.max_boxes)
         )
@@ -62,3 +57,24 @@ def ensemble(outputs: ModelOutputs, fusion: FusionConfig) -> pd.DataFrame:
         return pd.DataFrame(columns=COLUMNS).astype(dict.fromkeys(COLUMNS[2:], float))
     fused = pd.concat(parts, ignore_index=True)
     return fused if len(parts) == 1 else fused.sort_values("image_id", kind="stable", ignore_index=True)
+
+
+def fused_together(outputs: ModelOutputs, fusion: FusionConfig) -> dict[tuple[str, ...], list[str]]:
+    """Names of models -> ids of the images that these of fusion.detectors' models predicted."""
+    predicted = {
+        name: set(images) for name, images in outputs.predicted_ids.items() if stage_of(name) in fusion.detectors
+    }
+    order = {d: k for k, d in enumerate(fusion.detectors)}
+    names = sorted(predicted, key=lambda name: (name.endswith("_hflip"), order[stage_of(name)], name))
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for image in outputs.images["image_id"]:
+        groups.setdefault(tuple(name for name in names if image in predicted[name]), []).append(image)
+    groups.pop((), None)
+    return groups
+
+
+def model_weights(models: Sequence[str], fusion: FusionConfig) -> list[float]:
+    """The weight of each model, its detector's; 1 each where all are 0: images of these models alone are not lost."""
+    weight = {d: w for d, (w,) in fusion.of_detectors("weights", 1).items()}
+    weights = [weight[stage_of(name)] for name in models]
+    return weights if any(weights) else [1.0] * len(weights)

@@ -17,7 +17,8 @@ does not raise the mean of the six classes is left out. Only what is kept is fit
 
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +27,27 @@ import pandas as pd
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_predict
 
-from siimcovid.core.configuration import Preset
+from siimcovid.core.configuration import FusionConfig, Preset
 from siimcovid.core.errors import InputError
 from siimcovid.core.files import write_json
 from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.overrides import override
 from siimcovid.core.stage_names import stage_of
 from siimcovid.evaluation.ensemble_prediction import EnsemblePrediction
-from siimcovid.evaluation.mean_average_precision import match, study_precisions
-from siimcovid.evaluation.prediction_scores import class_scores, match_arguments, opacity_score, true_study_labels
-from siimcovid.inference.calibration import logits
-from siimcovid.inference.ensemble import combine, ensemble
+from siimcovid.evaluation.mean_average_precision import average_precision, match, study_precisions
+from siimcovid.evaluation.prediction_scores import class_scores, match_arguments, true_study_labels
+from siimcovid.inference.calibration import calibrate, logits
+from siimcovid.inference.ensemble import combine, ensemble, fused_together, model_weights
 from siimcovid.inference.late_fusion import (
     image_none,
     laterality_evidence,
     none_evidence,
-    rescore_boxes,
+    rescoring_factors,
     weigh_by_laterality,
 )
 from siimcovid.inference.model_outputs import ModelOutputs
 from siimcovid.inference.predictor import study_probabilities
+from siimcovid.inference.weighted_boxes_fusion import fuse_boxes, usable_boxes
 from siimcovid.models import weights_manifest
 
 #: The file of fitted numbers in a weights folder: overrides of the preset, as JSON.
@@ -62,11 +64,14 @@ NOTHING: Mapping[str, Any] = {
 }
 
 #: Values that the searches try.
-WEIGHTS = (0.25, 0.5, 0.7, 1.0, 1.5, 2.0, 4.0)
+WEIGHTS = (0.0, 0.25, 0.5, 0.7, 1.0, 1.5, 2.0, 4.0)
 IOUS = (0.4, 0.45, 0.5, 0.55, 0.6, 0.65)
 NMS_IOUS = (0.3, 0.4, 0.5, 0.6)
 EXPONENTS = (0.0, 0.15, 0.3, 0.5, 0.75, 1.0)
 POWERS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.5)
+
+#: Times that weights and IoUs are searched in turn, at most.
+ROUNDS = 2
 
 #: An item is kept from this gain in the mean of the six classes on; a smaller one is chance.
 LEAST = 0.001
@@ -97,27 +102,75 @@ def fit_calibration(outputs: ModelOutputs, images: pd.DataFrame, preset: Preset)
 
 
 def fit_fusion(outputs: ModelOutputs, images: pd.DataFrame, preset: Preset) -> dict[str, Any]:
-    """The detectors' weights, the IoU of fusion and of suppression: two rounds of searching each in turn."""
-    chosen: dict[str, Any] = {}
-    best = opacity_score(ensemble(outputs, preset.fusion), images)
+    """The detectors' weights, the IoU of fusion and of suppression: each searched in turn, as long as one improves.
 
-    def try_all(candidates: list[dict[str, Any]]) -> None:
-        nonlocal chosen, best
-        for candidate in candidates:
-            changed = override(preset, {**chosen, **candidate})
-            score = opacity_score(ensemble(outputs, changed.fusion), images)
-            if score > best + 1e-6:
-                best, chosen = score, {**chosen, **candidate}
-
+    A weight of 0 leaves a detector out. What the search does not change, as calibrated scores, is made once.
+    """
+    score = _fusion_score(outputs, images, preset.fusion)
     detectors = len(preset.fusion.detectors)
-    for _ in range(2):
-        for place in range(1, detectors):  # the first one's weight is the unit
-            base = list(chosen.get("fusion.weights", preset.fusion.weights))
-            base = [value / base[0] for value in base]
-            try_all([{"fusion.weights": [*base[:place], value, *base[place + 1 :]]} for value in WEIGHTS])
-        try_all([{"fusion.iou": value} for value in IOUS])
-        try_all([{"fusion.nms_iou": value} for value in NMS_IOUS])
-    return chosen
+    chosen = _of_unit_weights(preset.fusion)
+    tried = {chosen: score(chosen)}
+
+    def try_all(candidates: Iterable[FusionConfig]) -> bool:
+        nonlocal chosen
+        before = chosen
+        for candidate in candidates:
+            if candidate not in tried:
+                tried[candidate] = score(candidate)
+            if tried[candidate] > tried[chosen] + 1e-6:
+                chosen = candidate
+        return chosen != before
+
+    try_all(replace(chosen, weights=one) for one in _one_hot(detectors))
+    for _ in range(ROUNDS):
+        better = [try_all(_with_weight(chosen, place, value) for value in WEIGHTS) for place in range(detectors)]
+        better.append(try_all(replace(chosen, iou=value) for value in IOUS))
+        better.append(try_all(replace(chosen, nms_iou=value) for value in NMS_IOUS))
+        if not any(better):
+            break
+    values = {"weights": list(chosen.weights), "iou": chosen.iou, "nms_iou": chosen.nms_iou}
+    return {f"fusion.{name}": value for name, value in values.items()}
+
+
+def _fusion_score(outputs: ModelOutputs, images: pd.DataFrame, fusion: FusionConfig) -> Callable[[FusionConfig], float]:
+    """A function: opacity's average precision with other weights and IoUs than `fusion` has."""
+    found, groups = calibrate(outputs.detections, fusion), fused_together(outputs, fusion)
+    parts = []
+    for models, names in groups.items():
+        table = found if len(groups) == 1 else found[found["image_id"].isin(names)]
+        boxes = usable_boxes(table, models)
+        parts.append((models, boxes, pd.Index(images["image_id"]).get_indexer(boxes.names)))
+    *_, truth_rows, truth_boxes = match_arguments(found[:0], images)
+
+    def score(changed: FusionConfig) -> float:
+        rows, scores, corners = [], [], []
+        for models, boxes, numbers in parts:
+            weights = model_weights(models, changed)
+            fused = fuse_boxes(boxes, models, weights, changed.iou, changed.nms_iou, changed.max_boxes)
+            scores.append(fused[0])
+            corners.append(fused[1])
+            rows.append(numbers[fused[2]])
+        arrays = [np.concatenate(values) for values in (rows, scores, corners)]
+        return average_precision(*arrays, truth_rows, truth_boxes)
+
+    return score
+
+
+def _of_unit_weights(fusion: FusionConfig) -> FusionConfig:
+    """The same fusion with weights of which the highest is 1: only their ratios count."""
+    highest = max(fusion.weights)
+    return replace(fusion, weights=tuple(round(weight / highest, 4) for weight in fusion.weights))
+
+
+def _with_weight(fusion: FusionConfig, place: int, value: float) -> FusionConfig:
+    """With another weight of one detector; where the others have none, nothing is changed."""
+    weights = (*fusion.weights[:place], value, *fusion.weights[place + 1 :])
+    return _of_unit_weights(replace(fusion, weights=weights)) if any(weights) else fusion
+
+
+def _one_hot(detectors: int) -> list[tuple[float, ...]]:
+    """The weights with which each detector is alone."""
+    return [tuple(float(k == place) for k in range(detectors)) for place in range(detectors)]
 
 
 def fit_none(outputs: ModelOutputs, images: pd.DataFrame, preset: Preset) -> dict[str, Any]:
@@ -184,10 +237,14 @@ def fit_opacity(outputs: ModelOutputs, images: pd.DataFrame, preset: Preset) -> 
         {"late_fusion.opacity_none": a, "late_fusion.opacity_negative": b}
         for a, b in itertools.product(EXPONENTS, EXPONENTS)
     ]
-    return _best(
-        candidates,
-        lambda c: opacity_score(rescore_boxes(boxes, none, outputs, override(preset, c).late_fusion), images),
-    )
+    no_none, not_negative = rescoring_factors(boxes, none, outputs)
+    rows, confidence, *rest = match_arguments(boxes, images)
+
+    def score(exponents: dict[str, float]) -> float:
+        a, b = exponents.values()
+        return average_precision(rows, confidence * no_none**a * not_negative**b, *rest)
+
+    return _best(candidates, score)
 
 
 def _best(candidates: list[dict[str, Any]], score: Callable[[dict[str, Any]], float]) -> dict[str, Any]:

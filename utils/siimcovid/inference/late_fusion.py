@@ -84,12 +84,17 @@ def rescore_boxes(
     """
     if boxes.empty or not (late_fusion.opacity_none or late_fusion.opacity_negative):
         return boxes
-    negative = outputs.study_probs.set_index("image_id")["negative"].astype(float)
-    factor = (1 - none.reindex(boxes["image_id"])).fillna(1.0).to_numpy().clip(EDGE) ** late_fusion.opacity_none
-    doubt = (1 - negative.reindex(boxes["image_id"])).fillna(1.0).to_numpy().clip(EDGE)
-    scores = boxes["score"].to_numpy() * factor * doubt**late_fusion.opacity_negative
-    changed = boxes.assign(score=scores)
+    no_none, not_negative = rescoring_factors(boxes, none, outputs)
+    factors = no_none**late_fusion.opacity_none * not_negative**late_fusion.opacity_negative
+    changed = boxes.assign(score=boxes["score"].to_numpy() * factors)
     return changed.sort_values(["image_id", "score"], ascending=[True, False], kind="stable", ignore_index=True)
+
+
+def rescoring_factors(boxes: pd.DataFrame, none: pd.Series, outputs: ModelOutputs) -> tuple[np.ndarray, np.ndarray]:
+    """1 - none and 1 - negative of each box's image, two arrays (n,), at least EDGE; 1 where that is not known."""
+    negative = outputs.study_probs.set_index("image_id")["negative"].astype(float)
+    doubts = [(1 - values.reindex(boxes["image_id"])).fillna(1.0) for values in (none, negative)]
+    return tuple(doubt.to_numpy().clip(EDGE) for doubt in doubts)
 
 
 def laterality_evidence(boxes: pd.DataFrame, none: pd.Series) -> pd.DataFrame:

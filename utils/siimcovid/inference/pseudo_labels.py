@@ -42,5 +42,7 @@ def further(stage: str, preset: Preset, images: pd.DataFrame, labelled: pd.DataF
         "validate": False,
         "patience": 0,
     }
-    changed = override(preset, {f"{stage}.training.{key}": value for key, value in changes.items()})
+    changed = override(
+        preset, {f"{stage}.training.{key}": value for key, value in changes.items()} | {"hold_out": False}
+    )
     return changed, pd.concat([images[images["split"] == "train"], labelled], ignore_index=True)

@@ -16,6 +16,7 @@ equal scores, whose order it leaves to an unstable sort, are taken here in the o
 
 import itertools
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,9 +25,20 @@ from numba import njit
 from torchvision.ops import nms
 
 from siimcovid.core.errors import InputError
+from siimcovid.evaluation.mean_average_precision import descending_order
 
 COLUMNS = ["image_id", "model", "score", "x1", "y1", "x2", "y2"]
 ENSEMBLE = "ensemble"
+
+
+class UsableBoxes(NamedTuple):
+    """The boxes of several models that can be fused, by image, and within it in the order of the models."""
+
+    scores: np.ndarray  # (n,) above 0
+    boxes: np.ndarray  # (n, 4) xyxy fractions, clipped to the image
+    model: np.ndarray  # (n,) place among the models
+    image: np.ndarray  # (n,) place in `names`
+    names: pd.Index  # the images' ids, sorted
 
 
 def fuse(
@@ -41,41 +53,58 @@ def fuse(
     """Fuse the detections of `models` into those of the model "ensemble"; same schema, same bytes on every run.
 
     models: those that predicted these images; rows of others are ignored. One that found nothing on an image lowers the
-    scores of the others' boxes there. weights: one for each of models, 1 by default, multiplied with its scores.
+    scores of the others' boxes there. weights: one for each of models, 1 by default, multiplied with its scores; one of
+    weight 0 is left out as if it were not there.
     iou: fusion's threshold. nms_iou: a fused box that overlaps a better one by more is dropped. max_boxes: the most
     that are kept for an image, the best first.
     Boxes are clipped to the image; those without area or score, or not finite, are left out.
-    Raises InputError where the weights do not fit the models, or are not above 0.
+    Raises InputError where the weights do not fit the models, are below 0 or all 0.
     """
     weights = [1.0] * len(models) if weights is None else list(weights)
-    if len(weights) != len(models) or min(weights, default=1.0) <= 0:
-        raise InputError(f"fusion needs a weight above 0 for each of {', '.join(models)}, not {weights}")
+    found = usable_boxes(detections, models)
+    scores, boxes, image = fuse_boxes(found, models, weights, iou, nms_iou, max_boxes)
+    fused = {"image_id": found.names.to_numpy(dtype=object)[image], "model": ENSEMBLE, "score": scores}
+    fused |= dict(zip(COLUMNS[3:], boxes.T, strict=True))
+    return pd.DataFrame(fused, columns=COLUMNS)
+
+
+def usable_boxes(detections: pd.DataFrame, models: Sequence[str]) -> UsableBoxes:
+    """The boxes of `models` as arrays: made once where the same boxes are fused in several ways."""
     boxes = detections[["x1", "y1", "x2", "y2"]].to_numpy(dtype=float).clip(0, 1)
     scores = detections["score"].to_numpy(dtype=float)
     model = pd.Index(models).get_indexer(detections["model"])
     usable = (
         (model >= 0) & np.isfinite(scores) & (scores > 0) & (boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])
     )
-    boxes, scores, model = boxes[usable], scores[usable], model[usable]
-    scores = scores * np.array(weights)[model]
-
     image, names = pd.factorize(detections["image_id"][usable], sort=True)
-    order = np.lexsort((model, -scores, image))
-    starts = np.cumsum(np.bincount(image + 1, minlength=len(names) + 1))
-    scores, boxes, image = _fuse_images(scores[order], boxes[order], starts, iou, len(models), float(sum(weights)))
-    order = np.lexsort((-scores, image))
+    order = np.lexsort((model[usable], image))
+    chosen = np.flatnonzero(usable)[order]
+    return UsableBoxes(scores[chosen], boxes[chosen], model[chosen], image[order], pd.Index(names))
+
+
+def fuse_boxes(
+    found: UsableBoxes, models: Sequence[str], weights: Sequence[float], iou: float, nms_iou: float, max_boxes: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`fuse` on arrays: scores (k,), boxes (k, 4) and images (k,) of the fused boxes, by image and descending score."""
+    if len(weights) != len(models) or min(weights, default=1) < 0 or (models and not any(weights)):
+        raise InputError(f"fusion needs a weight for each of {', '.join(models)}, one of them above 0, not {weights}")
+    scores = found.scores * np.array(weights, dtype=float)[found.model]
+    used = np.flatnonzero(scores > 0)
+    starts = _starts(found.image[used], len(found.names))
+    order = used[_by_image_descending(scores[used], found.image[used])]
+    counted = sum(weight > 0 for weight in weights)
+    scores, boxes, image = _fuse_images(scores[order], found.boxes[order], starts, iou, counted, float(sum(weights)))
+    starts = _starts(image, len(found.names))
+    order = _by_image_descending(scores, image)
     scores, boxes, image = scores[order], boxes[order], image[order]
 
-    starts = np.searchsorted(image, np.arange(len(names) + 1))
     score_tensor, box_tensor = torch.from_numpy(scores), torch.from_numpy(boxes)
     kept = [np.empty(0, dtype=int)]
     for first, last in itertools.pairwise(starts.tolist()):
         best = nms(box_tensor[first:last], score_tensor[first:last], nms_iou)  # by descending score
         kept.append(first + best[:max_boxes].numpy())
     kept = np.concatenate(kept)
-    fused = {"image_id": np.asarray(names, dtype=object)[image[kept]], "model": ENSEMBLE, "score": scores[kept]}
-    fused |= dict(zip(COLUMNS[3:], boxes[kept].T, strict=True))
-    return pd.DataFrame(fused, columns=COLUMNS)
+    return scores[kept], boxes[kept], image[kept]
 
 
 def none_confidence(detections: pd.DataFrame, image_ids: Iterable[str]) -> pd.Series:
@@ -85,6 +114,18 @@ def none_confidence(detections: pd.DataFrame, image_ids: Iterable[str]) -> pd.Se
     """
     highest = detections.groupby("image_id")["score"].max()
     return 1.0 - highest.reindex(list(image_ids), fill_value=0.0).rename("none")
+
+
+def _starts(image: np.ndarray, images: int) -> np.ndarray:
+    """(images + 1,) where the rows of each image begin, and where they end; image: (n,), sorted."""
+    return np.cumsum(np.bincount(image + 1, minlength=images + 1))
+
+
+def _by_image_descending(scores: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """The order (n,) by image, and by descending score within it, equal ones as they were."""
+    order = descending_order(scores)
+    small = image.astype(np.uint16) if image.max(initial=0) < 1 << 16 else image  # numpy sorts these in linear time
+    return order[np.argsort(small[order], kind="stable")]
 
 
 @njit

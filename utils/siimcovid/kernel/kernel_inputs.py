@@ -238,18 +238,24 @@ def _print_sources(inputs: KernelInputs, parameters: Parameters) -> None:
     print("\n".join(lines))
 
 
-def read_fitted_ensemble(inputs: KernelInputs, planner: Planner, parameters: Parameters, recovery: Recovery) -> None:
-    """Take over the ensemble's fitted numbers that lie beside the weights; OVERRIDES go before them."""
+def read_fitted_ensemble(
+    inputs: KernelInputs, planner: Planner, parameters: Parameters, recovery: Recovery
+) -> Path | None:
+    """Take over the ensemble's fitted numbers that lie beside the weights; OVERRIDES go before them.
+
+    Returns the file that they come from; None where the preset's own stay.
+    """
     with recovery.recover("weights", "the preset's own numbers combine the models"):
         if inputs.weights is None or not inputs.verify:
-            return
+            return None
         from siimcovid.inference import fit_ensemble
 
         for folder in _folders_of_numbers(inputs, parameters):
             if numbers := fit_ensemble.read(folder):
                 planner.request(load_preset(parameters.preset.name, {**numbers, **parameters.overrides}))
                 print(f"The models are combined by the numbers of {folder / fit_ensemble.FILE}.")
-                return
+                return folder / fit_ensemble.FILE
+    return None
 
 
 def _folders_of_numbers(inputs: KernelInputs, parameters: Parameters) -> list[Path]:

@@ -19,6 +19,7 @@ from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.memory_errors import is_out_of_memory
 from siimcovid.core.stage_names import DETECTORS, stage_of
 from siimcovid.core.tables import some
+from siimcovid.data.image_memory import ImageMemory
 from siimcovid.kernel.run import Run
 from siimcovid.kernel.write_submissions import ENSEMBLE, improve, model_outputs
 
@@ -52,7 +53,7 @@ def predict_with(
         run.record.end(f"{name} predicts no image")
         return None
     begin = run.budget.now()
-    outputs = _in_smaller_batches(run, step, model, *loaded, hflip, change)
+    outputs = in_smaller_batches(run, step, model, *loaded, hflip, change, run.test, run.predictions.memory)
     if stage in DETECTORS:
         run.predictions.predicted[name] = outputs.image_ids
     missed = len(run.test) - len(outputs.image_ids) - len(outputs.unreadable) - len(outputs.not_finite)
@@ -72,10 +73,18 @@ def predict_with(
     return outputs.table if stage == "study" else outputs.table.assign(model=name)
 
 
-def _in_smaller_batches(
-    run: Run, step: str, model: str, config: Any, network: nn.Module, hflip: bool, change: Callable | None
+def in_smaller_batches(
+    run: Run,
+    step: str,
+    model: str,
+    config: Any,
+    network: nn.Module,
+    hflip: bool,
+    change: Callable | None,
+    images: pd.DataFrame,
+    memory: ImageMemory,
 ) -> "Predictions":
-    """Predict the test images with half the batch as often as memory is short, in the end on the CPU.
+    """Predict images as long as there is time, with half the batch as often as memory is short, in the end on the CPU.
 
     Raises MemoryError where a single image does not fit there.
     """
@@ -86,8 +95,8 @@ def _in_smaller_batches(
         with run.recovery.recover(step, f"batches of {batch // 2}" if batch > 1 else "the CPU", is_out_of_memory, True):
             changed, may_go_on = replace(config, infer_batch=batch), _time_for_another_batch(run, step)
             return predict_images(
-                *(stage_of(model), changed, network, run.test, run.cache, hflip, device, may_go_on, change),
-                memory=run.predictions.memory,
+                *(stage_of(model), changed, network, images, run.cache, hflip, device, may_go_on, change),
+                memory=memory,
             )
         free_memory()
         if device:

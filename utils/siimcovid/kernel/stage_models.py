@@ -55,11 +55,25 @@ def member_images(run: Run, name: str) -> tuple[Preset, pd.DataFrame]:
     preset = override(run.preset, {"fold": int(number or 0), "folds": max(run.preset.folds, members)})
     if getattr(preset, stage).training.validate:
         return preset, run.prepared_images
+    return override(preset, {"hold_out": False}), _member_split(run, preset)[0]
+
+
+def held_out(run: Run, name: str) -> pd.DataFrame:
+    """The rows of the fold that a model was not trained on; none where it was trained on every image."""
+    stage, (preset, images) = stage_of(name), member_images(run, name)
+    members = run.plan.members_at_start.get(stage, run.plan.members)
+    if members > 1 and not getattr(preset, stage).training.validate:
+        return _member_split(run, preset)[1]
+    return train_stage.held_out_fold(stage, preset, images, run.cache)
+
+
+def _member_split(run: Run, preset: Preset) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows that a member of a fold ensemble is trained on, and those of its own fold."""
     known = run.prepared_images[
         (run.prepared_images["split"] == "train") & run.prepared_images["study_label"].isin(STUDY_LABELS)
     ]
     copies = duplicates.find(known, run.cache) if preset.duplicates else []
-    return preset, folds.split(known, preset.fold, preset.folds, preset.seed, copies)[0]
+    return folds.split(known, preset.fold, preset.folds, preset.seed, copies)
 
 
 def offer(run: Run, name: str, path: Path) -> None:

@@ -9,12 +9,17 @@ from typing import TYPE_CHECKING
 
 from siimcovid.core.configuration import Preset
 from siimcovid.core.stage_names import stage_of
+from siimcovid.kernel.queue_forecast import QUEUE, Machine, of_queue
 
 if TYPE_CHECKING:
     from siimcovid.kernel.run_plan import RunPlan
 
 #: Seconds that the notebook's figures take, whatever the images: learning curves, the gallery, figures of the scores.
 PICTURES = {"curves": 1.0, "gallery": 2.0, "figures": 3.0}
+
+#: The step that fits the ensemble, and its seconds for an image of each detector: measured with 100 boxes an image.
+FIT_ENSEMBLE = "fit_ensemble"
+FIT_SECONDS = 0.02
 
 #: Steps without which rows of the submission hold the train set's frequencies.
 ESSENTIAL = ("detect", "classify", "submit")
@@ -56,6 +61,8 @@ class Profile:
     tables: float = 0.0  # seconds a test image for fusing and writing
     trained: Mapping[str, int] = field(default_factory=dict)  # model -> epochs that an earlier session has trained
     score: bool = False  # whether the ground truth is at hand
+    machine: Machine = field(default_factory=Machine)  # what trainings side by side share
+    held_out: int = 0  # images that no stage is trained on, to fit the ensemble
 
     def stage(self, name: str) -> StageProfile:
         """The seconds of a stage; zeros where it was not measured."""
@@ -67,12 +74,17 @@ def forecast(profile: Profile, plan: "RunPlan") -> dict[str, float]:
     seconds = {"prepare": profile.prepare * profile.to_prepare}
     known = {stage: profile.stage(stage) for stage in plan.stages}
     area = {stage: plan.scale.get(stage, 1.0) ** 2 for stage in plan.stages}
-    for name in plan.models(plan.stages):
-        stage = stage_of(name)
-        epochs = max(0, plan.epochs.get(stage, 0) - profile.trained.get(name, 0))
-        seconds[f"fit {name}"] = training_seconds(known[stage], epochs) * area[stage]
+    trainings = model_seconds(profile, plan)
+    if plan.jobs > 1:
+        seconds[QUEUE] = of_queue(trainings, profile.machine, plan.jobs)
+    else:
+        seconds |= {f"fit {name}": each for name, each in trainings.items()}
     if plan.epochs:
         seconds["curves"] = PICTURES["curves"]
+    if plan.epochs and profile.held_out:
+        images = {s: profile.held_out * (2 if plan.hflip_tta and s != "study" else 1) for s in plan.stages}
+        seconds[FIT_ENSEMBLE] = sum(known[s].load + known[s].image * area[s] * images[s] for s in plan.stages)
+        seconds[FIT_ENSEMBLE] += FIT_SECONDS * profile.held_out * len(plan.detectors)
     passes = {s: known[s].load + known[s].image * area[s] * profile.test_images for s in plan.stages}
     detectors = [stage_of(name) for name in plan.models(plan.detectors)]
     seconds["detect"] = sum(passes[s] for s in detectors) * (2 if plan.hflip_tta else 1)
@@ -86,6 +98,16 @@ def forecast(profile: Profile, plan: "RunPlan") -> dict[str, float]:
     seconds["submit"] = profile.tables * profile.test_images
     seconds["score"] = profile.tables * profile.test_images if profile.score else 0.0
     seconds["figures"] = PICTURES["figures"] if profile.score else 0.0
+    return seconds
+
+
+def model_seconds(profile: Profile, plan: "RunPlan") -> dict[str, float]:
+    """Seconds that each model of the plan has yet to train with the whole machine, in the order of the steps."""
+    seconds = {}
+    for name in plan.models(plan.stages):
+        stage = stage_of(name)
+        epochs = max(0, plan.epochs.get(stage, 0) - profile.trained.get(name, 0))
+        seconds[name] = training_seconds(profile.stage(stage), epochs) * plan.scale.get(stage, 1.0) ** 2
     return seconds
 
 

@@ -13,19 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import nn
 
-from siimcovid.core.device import gpu_count
+from siimcovid.core.device import gpu_count, training_processes
 from siimcovid.core.files import write_csv
 from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.overrides import override
 from siimcovid.data import image_cache
 from siimcovid.evaluation.ground_truth import find_ground_truth
 from siimcovid.evaluation.submission_csv import write_submission
+from siimcovid.inference import choose_ensemble
 from siimcovid.inference.predictor import Predictions, predict_images
 from siimcovid.kernel import earlier_sessions, stage_models, weights_sources
 from siimcovid.kernel.kernel_inputs import priors
 from siimcovid.kernel.prepare_images import missing_images, wanted_images
+from siimcovid.kernel.queue_forecast import Machine
 from siimcovid.kernel.run import Run
 from siimcovid.kernel.step_forecast import Profile, StageProfile, guess_stage
 from siimcovid.models.backbone import for_inference
@@ -51,6 +54,8 @@ def measure(run: Run) -> Profile:
     images = wanted_images(run)
     whole = int((images["split"] == "test").sum())
     profile = replace(profile, test_images=whole, train_images=len(images) - whole)
+    if run.mode == "finetune":
+        profile = replace(profile, held_out=min(_fold(run, stage) for stage in run.plan.stages) * run.plan.members)
     with recover("plan", "all epochs count as still to be trained"):
         profile = replace(profile, trained=earlier_sessions.trained_epochs(run))
     stages, outputs, failed = {}, [], []
@@ -60,13 +65,20 @@ def measure(run: Run) -> Profile:
             stages[stage], predictions = _stage(run, stage, test)
             outputs += [predictions] if predictions else []
             failed.remove(stage)
-    profile = replace(profile, stages=stages)
+    profile = replace(profile, stages=stages, machine=_machine())
     gpu, trains = gpu_count() > 0, run.mode == "finetune"
     guesses = {stage: guess_stage(stage, profile, run.preset, trains, gpu) for stage in failed}
     profile = replace(profile, stages={**stages, **guesses})
     with recover("plan", "the time of fusing and writing is not known"):
         return replace(profile, tables=_tables(run, outputs, test))
     return profile
+
+
+def _machine() -> Machine:
+    """What trainings side by side can share: GPUs, or the cores that torch uses (OMP_NUM_THREADS sets them)."""
+    gpus = gpu_count()
+    rehearsed = not gpus and training_processes() > 1  # each model in several processes, as on several GPUs
+    return Machine(1 if rehearsed else torch.get_num_threads(), gpus)
 
 
 def _preparation(run: Run, profile: Profile) -> Profile:
@@ -160,7 +172,7 @@ def _training(run: Run, stage: str, trial: Path) -> tuple[StageProfile, Path]:
     images = _first(run, "train", 2 * _trial_images(run))
     images = images[images["annotated"] & images["study_label"].isin(STUDY_LABELS)].head(_trial_of(config))
     changes = {"training.epochs": 2, "training.validate": False, "training.patience": 0}
-    preset = override(run.preset, {f"{stage}.{key}": value for key, value in changes.items()})
+    preset = override(run.preset, {f"{stage}.{key}": value for key, value in changes.items()} | {"hold_out": False})
     begin, asked = run.budget.now(), []
 
     def may_start_epoch(seconds: float) -> bool:
@@ -187,7 +199,7 @@ def _of_all_images(run: Run, stage: str, profile: StageProfile, copying: float) 
     config = getattr(run.preset, stage)
     images = run.competition.images
     known = images[(images["split"] == "train") & images["study_label"].isin(STUDY_LABELS)]
-    held_out = len(known) // run.preset.folds if config.training.validate else 0
+    held_out = _fold(run, stage)
     count = int(known["annotated"].sum()) - held_out
     once = profile.once
     views = getattr(config, "views", 0) if getattr(config, "frozen", False) else 0
@@ -199,6 +211,15 @@ def _of_all_images(run: Run, stage: str, profile: StageProfile, copying: float) 
     if config.training.validate:
         validation += copying + profile.load + profile.image * held_out
     return replace(profile, once=once, validation=validation, epoch=profile.epoch * count + validation)
+
+
+def _fold(run: Run, stage: str) -> int:
+    """About how many train images a model of a stage is not trained on."""
+    images = run.competition.images
+    known = images[(images["split"] == "train") & images["study_label"].isin(STUDY_LABELS)]
+    share = len(known) // max(run.preset.folds, run.plan.members)
+    chosen = run.preset.hold_out and share >= choose_ensemble.FEWEST
+    return share if getattr(run.preset, stage).training.validate or chosen or run.plan.members > 1 else 0
 
 
 def _tables(run: Run, outputs: list[Predictions], test: pd.DataFrame) -> float:

@@ -6,7 +6,8 @@ In: the notebook's parameters. Out, in one folder:
     scores.json                 the scoreboard, where the ground truth is at hand
     shortcuts.json              the study model's score on images with markers and borders covered, likewise
     index.csv, cache/           the index and the prepared images
-    weights/                    the trained stages and their manifest: the WEIGHTS_DIR of MODE "infer"
+    weights/                    the trained stages, ensemble.json where it was fitted, and their manifest: the
+                                WEIGHTS_DIR of MODE "infer"
     detections.csv, study_probabilities.csv  the predictions; image_study_probabilities.csv those of each image
     run.json                    the configuration, the plan and the seconds of each step, what was degraded: see
                                 run_record.py
@@ -26,6 +27,7 @@ import pandas as pd
 from siimcovid.core.device import gpu_count, gpu_fault
 from siimcovid.data import competition
 from siimcovid.kernel import kernel_inputs, scoreboard
+from siimcovid.kernel.fit_ensemble_step import fit_ensemble
 from siimcovid.kernel.parameters import check_parameters
 from siimcovid.kernel.predict_test_images import classify, detect
 from siimcovid.kernel.prepare_images import prepare
@@ -43,6 +45,7 @@ __all__ = [
     "detect",
     "fine_tune_on_pseudo_labels",
     "fit",
+    "fit_ensemble",
     "plan",
     "prepare",
     "score",
@@ -77,6 +80,7 @@ def start(
     strict: Any = False,
     seed: Any = None,
     sessions: Any = 1,
+    jobs: Any = 0,
     started: float | None = None,
     now: Callable[[], float] = time.monotonic,
 ) -> Run:
@@ -96,6 +100,7 @@ def start(
         "strict": strict,
         "seed": seed,
         "sessions": sessions,
+        "jobs": jobs,
     }
     recovery = Recovery()
     parameters = check_parameters(given, recovery)
@@ -112,7 +117,8 @@ def start(
     if run.record.by_priors is None:
         write_first(run)
     kernel_inputs.find_weights(run.inputs, parameters, recovery)
-    kernel_inputs.read_fitted_ensemble(run.inputs, run.planner, parameters, recovery)
+    numbers = kernel_inputs.read_fitted_ensemble(run.inputs, run.planner, parameters, recovery)
+    run.record.ensemble = {"source": str(numbers or f"preset {parameters.preset.name}")}
     if fault := gpu_fault():
         left = gpu_count()
         recovery.degrade("start", fault, f"{left} other GPU" if left else "everything runs on the CPU")

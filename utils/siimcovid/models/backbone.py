@@ -17,6 +17,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from siimcovid.core.configuration import BackboneConfig
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import NIH_FINDINGS
+from siimcovid.models.fast_convolutions import FastConv2d
 from siimcovid.models.lite_backbone import LITE, lite_stages
 from siimcovid.models.torchvision_backbone import build_classifier, cut_into_stages, is_classifier
 
@@ -139,3 +140,5 @@ def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d | FrozenBatchNorm2d) -> N
     statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     weight, bias = fuse_conv_bn_weights(convolution.weight, convolution.bias, *statistics)
     convolution.weight, convolution.bias = weight.requires_grad_(False), bias.requires_grad_(False)
+    if isinstance(convolution, FastConv2d):
+        convolution.folded = ()  # the norm is no longer applied with each image

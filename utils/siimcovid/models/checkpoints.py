@@ -20,6 +20,7 @@ from siimcovid.core.errors import InputError
 from siimcovid.core.files import atomic_path, write_json
 from siimcovid.core.overrides import from_dict, to_dict
 from siimcovid.models.backbone import for_inference
+from siimcovid.models.fast_convolutions import with_fast_convolutions
 
 #: Stages whose module in `siimcovid.models` has another name.
 MODULES = {"rcnn": "faster_rcnn", "study": "study_classifier"}
@@ -28,10 +29,12 @@ MODULES = {"rcnn": "faster_rcnn", "study": "study_classifier"}
 def build_model(stage: str, config: Any) -> nn.Module:
     """The stage's model with random weights: `build` of the stage's module in `siimcovid.models`, one of STAGES.
 
-    From then on the process keeps the memory of its tensors, see allocator.py.
+    Its convolutions are those of fast_convolutions.py. From then on the process keeps the memory of its tensors, see
+    allocator.py.
     """
     keep_freed_memory()
-    return importlib.import_module(f"siimcovid.models.{MODULES.get(stage, stage)}").build(config)
+    model = importlib.import_module(f"siimcovid.models.{MODULES.get(stage, stage)}").build(config)
+    return with_fast_convolutions(model)
 
 
 def save(path: Path, model: nn.Module, stage: str, config: Any, facts: dict[str, Any] | None = None) -> None:

@@ -28,6 +28,8 @@ def lite_stages(architecture: str, published: dict[str, Tensor] | None = None) -
     stem = [network._conv_stem, network._bn0, network._swish]
     head = [network._conv_head, network._bn1, network._swish]
     parts, channels = [stem], []
+    for activation in (network._swish, *(block._swish for block in network._blocks)):
+        activation.inplace = True  # each follows a norm, whose output nothing else needs
     for block in network._blocks:
         if block._depthwise_conv.stride[0] == 2:
             parts.append([])

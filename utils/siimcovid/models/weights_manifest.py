@@ -6,7 +6,11 @@ pretrained network, `yolo` a pretrained YOLOv5, and `rcnn`, `yolo`, `study` with
 trained models.
 """
 
+import fcntl
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from siimcovid.core.configuration import Preset
@@ -23,11 +27,33 @@ SYNTHETIC = "synthetic"
 
 
 def register(path: Path, **entry: str) -> None:
-    """Enter a weights file into the manifest beside it, with its checksum."""
-    folder = Path(path).parent
-    manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else {}
-    manifest[Path(path).name] = {**entry, "sha256": sha256(path)}
-    write_json(folder / MANIFEST, dict(sorted(manifest.items())))
+    """Enter a weights file into the manifest beside it, with its checksum; processes take turns."""
+    folder, checksum = Path(path).parent, sha256(path)
+    with _locked(folder):
+        manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else {}
+        manifest[Path(path).name] = {**entry, "sha256": checksum}
+        write_json(folder / MANIFEST, dict(sorted(manifest.items())))
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock: two trainings that end at the same time must not lose each other's entries."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a disk without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def remove(path: Path) -> None:
+    """Take a file out of a weights folder and out of its manifest, where it is there."""
+    path = Path(path)
+    manifest = read_manifest(path.parent) if (path.parent / MANIFEST).is_file() else {}
+    if manifest.pop(path.name, None) is not None:
+        write_json(path.parent / MANIFEST, manifest)
+    path.unlink(missing_ok=True)
 
 
 def register_trained(path: Path, stage: str, preset: Preset, data: Path | str, part: str = "") -> None:

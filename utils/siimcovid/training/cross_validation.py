@@ -140,7 +140,7 @@ def split_folds(
 def epoch_rule(best_epoch: bool) -> dict[str, object]:
     """The overrides by which every stage keeps its best epoch on the images held out, or its last."""
     stages = (*stage_names.DETECTORS, "study")
-    changes: dict[str, object] = {f"{stage}.training.validate": best_epoch for stage in stages}
+    changes: dict[str, object] = {f"{stage}.training.validate": best_epoch for stage in stages} | {"hold_out": False}
     if not best_epoch:  # patience waits for a metric
         changes |= {f"{stage}.training.patience": 0 for stage in stages}
     return changes

@@ -27,6 +27,7 @@ from siimcovid.data.image_memory import PREDICTION_BYTES, ImageMemory
 from siimcovid.data.resize import centre_crop
 from siimcovid.evaluation.mean_average_precision import study_precisions
 from siimcovid.evaluation.prediction_scores import opacity_score
+from siimcovid.inference import choose_ensemble
 from siimcovid.inference.predictor import predict_table, study_probabilities
 from siimcovid.models import checkpoints, initial_weights
 from siimcovid.models.backbone import for_inference
@@ -52,8 +53,8 @@ def fit(
     """Train a stage on the index's train part and return its checkpoint; one of the same identity is not made again.
 
     With `validate` in the stage's training, the images of fold `preset.fold` are held out and the best epoch on them is
-    kept; without it every image is trained on and the last epoch is kept. With `preset.duplicates` an image that stands
-    there under several ids is trained on once, see duplicates.py.
+    kept; without it the last epoch is kept, and every image is trained on but those of `held_out_fold`. With
+    `preset.duplicates` an image that stands there under several ids is trained on once, see duplicates.py.
 
     Args:
         stage: a key of configuration.STAGES.
@@ -84,6 +85,8 @@ def fit(
     evaluate = (
         None if held_out is None else lambda candidate: measure(stage, config, candidate, held_out, folder, memory)
     )
+    # on the CPU the weights' bytes differ by the number of threads
+    facts = {"start": origin, "preset": preset.name, "images": len(trained_on), "threads": torch.get_num_threads()}
     return train(
         stage,
         config,
@@ -97,7 +100,7 @@ def fit(
         may_start_epoch=may_start_epoch,
         pause=pause,
         resume_from=resume_from,
-        facts={"start": origin, "preset": preset.name, "images": len(trained_on)},
+        facts=facts,
         warn=warn,
         complete=lambda finished: learn_typical(stage, config, finished, samples, dataset),
     )
@@ -130,17 +133,42 @@ def split_images(
 
     Raises InputError where there is nothing to train on, or no such fold.
     """
-    known = images[images["split"] == "train"]
-    if stage == "study":
-        known = known[known["study_label"].isin(STUDY_LABELS)]
+    known = _known(stage, images)
     if known.empty:
         raise InputError(f"stage {stage} has no images to train on: the folder has no readable train part for it")
     groups = duplicates.find(known, folder) if preset.duplicates else []
-    if getattr(preset, stage).training.validate:
+    chosen, held_out = _split(stage, preset, known, groups)
+    return duplicates.once(chosen, groups), held_out if getattr(preset, stage).training.validate else None
+
+
+def held_out_fold(stage: str, preset: Preset, images: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """The rows of the fold that a stage is not trained on; none where it is trained on every image.
+
+    It is held out with `validate`, and with `preset.hold_out` where numbers can be fitted on it: a smaller fold is
+    worth more in training.
+    """
+    known = _known(stage, images)
+    groups = duplicates.find(known, folder) if preset.duplicates else []
+    held_out = None if known.empty else _split(stage, preset, known, groups)[1]
+    return known[:0] if held_out is None else held_out
+
+
+def _known(stage: str, images: pd.DataFrame) -> pd.DataFrame:
+    """The train rows that a stage can learn from."""
+    known = images[images["split"] == "train"]
+    return known[known["study_label"].isin(STUDY_LABELS)] if stage == "study" else known
+
+
+def _split(
+    stage: str, preset: Preset, known: pd.DataFrame, groups: list[list[str]]
+) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """The rows to train on and those of the fold, None where it is trained on too; groups: of duplicates."""
+    validate = getattr(preset, stage).training.validate
+    if validate or preset.hold_out:
         chosen, held_out = folds.split(known, preset.fold, preset.folds, preset.seed, groups)
-    else:
-        chosen, held_out = known[known["annotated"]], None
-    return duplicates.once(chosen, groups), held_out
+        if validate or choose_ensemble.enough(held_out):
+            return chosen, held_out
+    return known[known["annotated"]], None
 
 
 def identity_of(

@@ -125,6 +125,7 @@ class VariantTrainer:
     def configured(self, variant: Variant) -> Preset:
         """The preset that a variant is trained with: on every epoch of all images, the last is kept."""
         fixed = {
+            "hold_out": False,
             f"{variant.stage}.training.validate": False,
             f"{variant.stage}.training.patience": 0,
             "folds": self.folds,

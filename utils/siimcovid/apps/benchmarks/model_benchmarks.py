@@ -12,7 +12,6 @@ from torch import nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from siimcovid.apps.benchmarks import Measured, best, race, timed
-from siimcovid.apps.benchmarks.gpu_hours import forward_flops
 from siimcovid.core.configuration import StudyConfig
 from siimcovid.core.overrides import override
 from siimcovid.core.presets import FULL, SMALL
@@ -22,6 +21,7 @@ from siimcovid.data.samplers import EpochSampler
 from siimcovid.inference.predictor import predict_table
 from siimcovid.models import checkpoints
 from siimcovid.models.backbone import IMAGENET_MEAN, IMAGENET_STD
+from siimcovid.models.flops import forward_flops
 from siimcovid.synthetic.anatomy import Anatomy
 from siimcovid.synthetic.radiograph import render
 from siimcovid.training.frozen_features import FrozenFeatures

@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--infer", action="store_true", help="use the trained weights instead of training")
     parser.add_argument("--hours", type=float, default=9.0, help="default 9")
     parser.add_argument("--seed", type=int, help="of the training")
+    parser.add_argument("--jobs", type=int, default=0, metavar="N", help="models trained at a time; 0: by the plan")
     parser.add_argument("--strict", action="store_true", help="stop at the first fault")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the preset"
@@ -57,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
         "PRESET": args.preset,
         "MODE": "infer" if args.infer else "finetune",
         "HOURS": args.hours,
+        "JOBS": args.jobs,
         "SEED": args.seed,
         "OVERRIDES": read_settings(args.set),
         "STRICT": args.strict,
