@@ -1,10 +1,14 @@
 """Fixtures that several test files share, and what a run of the tests left out."""
 
+import os
 import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
+
+# before torch is imported: with more, a run's plan may train models in processes that no test can reach into
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
