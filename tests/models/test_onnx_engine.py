@@ -12,7 +12,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from siimcovid.core.memory_errors import is_out_of_memory
 from siimcovid.core.overrides import override
-from siimcovid.core.presets import SMALL
+from siimcovid.core.presets import DEMO
 from siimcovid.models import checkpoints, onnx_engine
 from siimcovid.models.backbone import for_inference
 from siimcovid.models.onnx_engine import OnnxModel, in_pytorch, with_onnx
@@ -39,7 +39,7 @@ def runtime():
 def network(stage: str, seed: int = 0) -> nn.Module:
     """A stage's small model at 64 pixels, made for inference, whose random outputs are as different as trained ones."""
     torch.manual_seed(seed)
-    model = checkpoints.build_model(stage, override(getattr(SMALL, stage), {"infer_size": SIDE})).eval()
+    model = checkpoints.build_model(stage, override(getattr(DEMO, stage), {"infer_size": SIDE})).eval()
     for module in model.modules():  # or each layer of a random network makes its numbers smaller
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.weight.data *= (1.0 if module.out_channels == 1 else 1.5) if isinstance(module, nn.Conv2d) else 1.5
@@ -191,7 +191,7 @@ def test_a_lack_of_memory_is_left_to_the_caller(runtime, tmp_path, monkeypatch):
 
 
 def test_checkpoints_are_loaded_with_the_engine(tmp_path, monkeypatch):
-    path, config = tmp_path / "study.safetensors", override(SMALL.study, {"infer_size": SIDE})
+    path, config = tmp_path / "study.safetensors", override(DEMO.study, {"infer_size": SIDE})
     checkpoints.save(path, checkpoints.build_model("study", config), "study", config)
     _, loaded = checkpoints.load_for_inference(path, "study")
     assert isinstance(loaded, OnnxModel)
