@@ -33,7 +33,7 @@ help:  ## this list
 
 run: .venv/installed $(if $(filter file,$(origin WEIGHTS)),$(IMAGENET)/manifest.json)  ## the notebook on the demo competition, or on DATA=FOLDER; ARGS='--hours 1'
 	$(if $(is_demo),$(BIN)/siimcovid synthetic $(DATA) --seed $(SEED))
-	$(BIN)/siimcovid run $(call quoted,$(DATA)) --weights $(call quoted,$(WEIGHTS)) --out $(call quoted,$(RUN)) $(ARGS)
+	$(BIN)/siimcovid run $(call quoted,$(DATA)) --weights $(call quoted,$(WEIGHTS)) --out $(call quoted,$(RUN)) $(if $(is_demo),--preset demo )$(ARGS)
 
 $(IMAGENET)/manifest.json: .venv/installed
 	$(BIN)/siimcovid weights import efficientnet_lite0 --out $(IMAGENET)
@@ -95,5 +95,5 @@ clean:  ## remove what was made, the virtual environment included
 	rm -rf .venv runs dist build
 
 .venv/installed: pyproject.toml requirements.lock scripts/install.sh
-	PYTHON=$(call quoted,$(PYTHON)) scripts/install.sh .venv demo,dicom-sr,test,web --editable
+	PYTHON=$(call quoted,$(PYTHON)) scripts/install.sh .venv demo,dicom-sr,lite,test,web --editable
 	@touch $@

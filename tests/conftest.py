@@ -1,10 +1,14 @@
 """Fixtures that several test files share, and what a run of the tests left out."""
 
+import os
 import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
+
+# exporting takes a second for each model: test_onnx_engine.py asks for the engine that users have
+os.environ["SIIMCOVID_ENGINE"] = "pytorch"
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,6 @@ from siimcovid.apps.benchmarks import (
     WORKS,
     Measured,
     box_benchmarks,
-    gpu_hours,
     image_benchmarks,
     race,
     scaling_benchmark,
@@ -22,11 +21,12 @@ from siimcovid.apps.benchmarks.run_benchmarks import run
 from siimcovid.apps.command_line import main
 from siimcovid.core.configuration import STAGES
 from siimcovid.core.errors import InputError
-from siimcovid.core.presets import SMALL
+from siimcovid.core.presets import DEMO
 from siimcovid.data.dicom_image import read_image
 from siimcovid.evaluation.mean_average_precision import average_precision
 from siimcovid.models import checkpoints
 from siimcovid.models.backbone import Backbone, build_backbone, for_inference, freeze_batch_norm
+from siimcovid.models.flops import forward_flops
 
 NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
 
@@ -65,7 +65,7 @@ def test_folding_keeps_every_map(architecture, frozen):
 @pytest.mark.parametrize("stage", ["rcnn", "yolo", "study"])
 def test_folded_model_predicts_the_same(stage):
     torch.manual_seed(0)
-    model = shake_norms(checkpoints.build_model(stage, getattr(SMALL, stage)))
+    model = shake_norms(checkpoints.build_model(stage, getattr(DEMO, stage)))
     images = torch.randint(0, 255, (2, 1, 64, 64), dtype=torch.uint8)
     slow = model.predict(images)
     fast = for_inference(model).predict(images)
@@ -73,8 +73,11 @@ def test_folded_model_predicts_the_same(stage):
         assert torch.allclose(slow, fast, atol=1e-4)
     else:
         for (corners, scores), (fast_corners, fast_scores) in zip(slow, fast, strict=True):
-            assert torch.allclose(corners, fast_corners, atol=1e-3)
             assert torch.allclose(scores, fast_scores, atol=1e-4)
+            alike = (scores[:, None] - fast_scores).abs() < 1e-6  # boxes of equal scores come in any order
+            alike &= (corners[:, None] - fast_corners).abs().amax(dim=2) < 1e-3
+            assert alike.any(dim=0).all()
+            assert alike.any(dim=1).all()
 
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, JPEGLosslessSV1])
@@ -144,12 +147,12 @@ def test_operations_of_known_networks():
     """Published: 16.4 billion multiply-adds for ResNeXt-101 32x8d at 224 pixels (torchvision's table)."""
     from siimcovid.core.presets import FULL
 
-    assert gpu_hours.forward_flops("study", FULL.study, 224) == pytest.approx(2 * 16.4e9, rel=0.01)
+    assert forward_flops("study", FULL.study, 224) == pytest.approx(2 * 16.4e9, rel=0.01)
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_has_its_operations(stage):
     """On four times the pixels a convolutional network does four times as much; a box head on proposals does not."""
-    config = getattr(SMALL, stage)
-    small, large = (gpu_hours.forward_flops(stage, config, side) for side in (128, 256))
+    config = getattr(DEMO, stage)
+    small, large = (forward_flops(stage, config, side) for side in (128, 256))
     assert 0 < small < large <= 4.01 * small

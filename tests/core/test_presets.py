@@ -105,6 +105,31 @@ PAPER = [
 ]
 
 
+#: Dotted key and value of preset `best`, as the tables of docs/best.md have them.
+COMPETES = [
+    *(("backbone.size", 384), ("backbone.training.epochs", 6), ("backbone.training.batch", 48)),
+    *(("backbone.training.learning_rate", 3e-4), ("backbone.training.schedule", "one_cycle")),
+    *(("backbone.training.ema", 0.999), ("backbone.backbone", "efficientnet_v2_m")),
+    *(("study.backbone", "efficientnet_v2_m"), ("study.size", 512), ("study.frozen", False), ("study.hidden", 1024)),
+    *(("study.dropout", 0.5), ("study.mask", 32), ("study.none", 0.25), ("study.hflip_tta", True)),
+    *(("study.training.epochs", 20), ("study.training.batch", 12), ("study.training.learning_rate", 3e-4)),
+    *(("study.training.weight_decay", 0.01), ("study.training.step_epochs", 0), ("study.training.warmup", 400)),
+    *(("study.training.clip_norm", 1), ("study.training.ema", 0.997), ("study.augment.mixup", 0)),
+    *(("study.augment.degrees", 25), ("study.augment.crop_area", 0.5), ("study.augment.rectangle_side", 0.4)),
+    *(("rcnn.backbone", "efficientnet_v2_m"), ("rcnn.size", 768), ("rcnn.anchor_sides", (72, 144, 288, 480))),
+    *(("rcnn.training.epochs", 12), ("rcnn.rsna_epochs", 10), ("rcnn.training.batch", 4)),
+    *(("rcnn.training.nominal_batch", 16), ("rcnn.training.learning_rate", 2e-4), ("rcnn.training.ema", 0.997)),
+    *(("rcnn.augment.degrees", 10), ("rcnn.augment.rectangle_count", 8)),
+    *(("yolo.architecture", "yolov5l"), ("yolo.size", 640), ("yolo.training.epochs", 30), ("yolo.rsna_epochs", 15)),
+    *(("yolo.training.batch", 12), ("yolo.training.nominal_batch", 64), ("yolo.training.learning_rate", 0.01)),
+    *(("yolo.training.momentum", 0.937), ("yolo.training.weight_decay", 5e-4), ("yolo.box_loss", "CIoU")),
+    *(("yolo.box_gain", 0.05), ("yolo.class_gain", 0.5), ("yolo.object_gain", 1), ("yolo.augment.mosaic", 1)),
+    *(("yolo.augment.mixup", 0.25), ("yolo.augment.scale", 0.5), ("yolo.augment.shift", 0.1)),
+    *(("yolo.augment.value_gain", 0.4), ("members", 5), ("folds", 5), ("fusion.iou", 0.6), ("fusion.max_boxes", 30)),
+    *(("fusion.hflip_tta", True), ("pseudo.epochs", 0)),
+]
+
+
 def value_at(preset: Preset, key: str) -> object:
     for part in key.split("."):
         preset = getattr(preset, part)
@@ -114,6 +139,18 @@ def value_at(preset: Preset, key: str) -> object:
 @pytest.mark.parametrize(("key", "value", "section"), REPORT)
 def test_full_holds_the_reports_numbers(key, value, section):
     assert value_at(FULL, key) == value, f"report, section {section}"
+
+
+@pytest.mark.parametrize(("key", "value"), COMPETES)
+def test_best_holds_its_recipes_numbers(key, value):
+    assert value_at(PRESETS["best"], key) == value
+
+
+def test_yolo_warms_up_for_three_epochs_of_a_fold():
+    """4,900 images are four of five folds; the weights are updated after each nominal batch."""
+    training = PRESETS["best"].yolo.training
+    updates = 3 * 4900 / training.batch / round(training.nominal_batch / training.batch)
+    assert training.warmup == pytest.approx(updates, abs=1)
 
 
 @pytest.mark.parametrize(("key", "value", "section"), PAPER)
@@ -147,10 +184,10 @@ def test_survives_json(name):
     ],
 )
 def test_override(key, given, kept):
-    preset = load_preset("small", {key: given})
+    preset = load_preset("demo", {key: given})
     assert value_at(preset, key) == kept
     assert type(value_at(preset, key)) is type(kept)
-    changed = [k for k in leaf_keys(preset) if value_at(preset, k) != value_at(load_preset("small"), k)]
+    changed = [k for k in leaf_keys(preset) if value_at(preset, k) != value_at(load_preset("demo"), k)]
     assert changed in ([key], [])
 
 
@@ -172,7 +209,7 @@ def test_override(key, given, kept):
 )
 def test_override_refuses(key, value, said):
     with pytest.raises(InputError, match=said) as caught:
-        load_preset("small", {key: value})
+        load_preset("demo", {key: value})
     assert repr(key) in str(caught.value)
 
 
@@ -183,6 +220,6 @@ def test_unknown_preset_names_those_there_are():
 
 @pytest.mark.parametrize("damage", [{"nmae": "x"}, {"name": 3}, {"rcnn": 1}, {}])
 def test_from_dict_refuses(damage):
-    values = to_dict(load_preset("small")) | damage if damage else {}
+    values = to_dict(load_preset("demo")) | damage if damage else {}
     with pytest.raises(InputError):
         from_dict(Preset, values)

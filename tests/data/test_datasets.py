@@ -1,5 +1,7 @@
 """Images as samples: boxes move with their pixels, and randomness depends on (seed, epoch, image) alone."""
 
+from dataclasses import fields, replace
+
 import cv2
 import numpy as np
 import pandas as pd
@@ -50,9 +52,10 @@ def test_square_keeps_fractions(cached_images, size):
         Augment(hflip=1.0),
         Augment(vflip=1.0),
         Augment(shift_rotate=1.0, shift=0.1, degrees=0.0, scale=0.2),
+        Augment(resized_crop=1.0, crop_area=0.8),
         Augment(hflip=0.5, vflip=0.5, shift_rotate=1.0, degrees=0.0),
     ],
-    ids=["hflip", "vflip", "shift_scale", "together"],
+    ids=["hflip", "vflip", "shift_scale", "crop", "together"],
 )
 def test_boxes_move_with_pixels(cached_images, augment):
     folder, images = cached_images
@@ -88,6 +91,77 @@ def test_changes_depend_on_the_ticket_alone(cached_images, stage):
     assert not torch.equal(there[0]["images"], there[3]["images"])  # the same image, an epoch later
     other = ImageDataset(images, folder, 256, augment, seed=4)[0]
     assert not torch.equal(other["images"], there[0]["images"])
+
+
+#: Every change by itself.
+CHANGES = {
+    "hflip": Augment(hflip=1.0),
+    "vflip": Augment(vflip=1.0),
+    "shift_rotate": Augment(shift_rotate=1.0, scale=0.2),
+    "sharpen": Augment(sharpen=1.0),
+    "blur": Augment(blur=1.0),
+    "brightness_contrast": Augment(brightness_contrast=1.0),
+    "cutouts": Augment(cutouts=1.0),
+    "erase": Augment(erase=1.0),
+    "value_gain": Augment(value_gain=0.4),
+    "mixup": Augment(mixup=1.0),
+    "resized_crop": Augment(resized_crop=1.0),
+    "mosaic": Augment(mosaic=1.0),
+    "clahe": Augment(clahe=1.0),
+    "rectangles": Augment(rectangles=1.0, rectangle_count=3),
+    "cover": Augment(cover=1.0),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_each_change_is_repeated_and_left_out(cached_images, name):
+    """The same bytes for the same ticket, other ones an epoch later; with probability 0 the image as it is."""
+    folder, images = cached_images
+    one, two = (ImageDataset(images, folder, 64, CHANGES[name], seed=3) for _ in range(2))
+    there, back = [one[k] for k in range(9)], [two[k] for k in reversed(range(9))][::-1]
+    for a, b in zip(there, back, strict=True):
+        assert torch.equal(a["images"], b["images"])
+        assert torch.equal(a["boxes"], b["boxes"])
+    plain = ImageDataset(images, folder, 64)
+    same = [
+        all(np.array_equal(sample[key], plain[k % 3][key]) for key in ("images", "boxes"))
+        for k, sample in enumerate(there)
+    ]
+    assert not all(same)
+    without = ImageDataset(images, folder, 64, replace(CHANGES[name], **{name: 0.0}), seed=3)
+    for k in range(9):
+        assert torch.equal(without[k]["images"], plain[k % 3]["images"])
+        assert torch.equal(without[k]["boxes"], plain[k % 3]["boxes"])
+
+
+def test_every_change_is_in_the_table():
+    """The fields of which 0 leaves the change out; the others say how much of it."""
+    amounts = {"shift", "degrees", "scale", "crop", "crop_area", "mosaic_epochs", "rectangle_count", "rectangle_side"}
+    assert {field.name for field in fields(Augment)} - amounts == set(CHANGES)
+
+
+def test_the_last_epochs_have_no_mosaics(cached_images):
+    folder, images = cached_images
+    augment = Augment(mosaic=1.0, mosaic_epochs=0.5)
+    dataset, plain = ImageDataset(images, folder, 64, augment, epochs=5), ImageDataset(images, folder, 64)
+    changed = [
+        any(not torch.equal(dataset[3 * epoch + k]["images"], plain[k]["images"]) for k in range(3))
+        for epoch in range(5)
+    ]
+    assert changed == [True, True, True, False, False]
+
+
+def test_mosaic_has_four_images_boxes(cached_images):
+    """At half the size, where all four fit, each image's block lies in its box."""
+    folder, images = cached_images
+    dataset = ImageDataset(images, folder, 128, Augment(mosaic=1.0, shift_rotate=1.0, degrees=0, scale=0.5, shift=0))
+    counts = set()
+    for ticket in range(24):
+        sample = dataset[ticket]
+        counts.add(len(sample["boxes"]))
+        for x1, y1, x2, y2 in (sample["boxes"] * 128).round().int().tolist():
+            assert (sample["images"][0, y1 + 1 : y2 - 1, x1 + 1 : x2 - 1] > 200).all()
+    assert 4 in counts
 
 
 def test_mixup_keeps_both_images_boxes(cached_images):

@@ -141,11 +141,12 @@ def faults() -> Iterator[Fault]:
     for name, value, happens, named in (
         ("HOURS", "nine", "9 hours", "HOURS must be a number"),
         ("MODE", "train", "MODE infer", "MODE must be"),
-        ("PRESET", "medium", "PRESET full", "PRESET must be 'full' or 'small', not 'medium'"),
+        ("PRESET", "medium", "PRESET full", "PRESET must be 'full' or 'small' or 'demo' or 'best', not 'medium'"),
         ("OVERRIDES", {"rcnn.epochs": 3}, "the preset without OVERRIDES", "rcnn.training.epochs"),
         ("OVERRIDES", "rcnn.epochs=3", "the preset without OVERRIDES", "OVERRIDES must be JSON"),
         ("STRICT", "maybe", "STRICT False", "STRICT must be true or false"),
         ("SESSIONS", 0, "SESSIONS 1", "SESSIONS must be a whole number"),
+        ("JOBS", -1, "JOBS 0", "JOBS must be a whole number"),
         ("SEED", -1, "the preset's seed", "SEED must be a whole number"),
     ):
         yield Fault(f"{name} = {value!r}", happens, MODELS, make.parameter(**{name: value}), named)

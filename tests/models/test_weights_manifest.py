@@ -1,5 +1,7 @@
 """The manifest of a weights folder: damage and folders that are none are refused by name."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from siimcovid.core.errors import InputError
@@ -46,3 +48,13 @@ def test_a_weights_folder_that_is_a_file(tmp_path):
     (tmp_path / "manifest.json").mkdir()
     with pytest.raises(InputError, match=r"manifest\.json cannot be read"):
         weights_manifest.read_manifest(tmp_path)
+
+
+def test_entries_made_at_the_same_time_are_all_there(tmp_path):
+    """As two trainings leave them that end at the same moment in one folder."""
+    names = [f"model{number}.safetensors" for number in range(24)]
+    for name in names:
+        (tmp_path / name).write_bytes(name.encode())
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda name: weights_manifest.register(tmp_path / name, stage="rcnn"), names))
+    assert set(weights_manifest.read_manifest(tmp_path)) == set(names)

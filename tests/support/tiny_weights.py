@@ -15,7 +15,7 @@ SIDE = 96
 def write_weights(folder: Path, stages: Sequence[str] = stage_names.SUBMISSION_STAGES) -> Path:
     """Write these stages of the small preset at 96 pixels with random weights, and their manifest."""
     sides = {f"{stage}.{key}": SIDE for stage in checkpoints.STAGES for key in ("size", "infer_size")}
-    preset = load_preset("small", sides)
+    preset = load_preset("demo", sides)
     for stage in stages:
         torch.manual_seed(0)
         config = getattr(preset, stage)
@@ -32,5 +32,5 @@ def write_synthetic_weights(top: Path) -> Path:
     folder = write_weights(top / "weights")
     for stage in stage_names.SUBMISSION_STAGES:
         path = folder / f"{stage}.safetensors"
-        weights_manifest.register_trained(path, stage, load_preset("small"), top / "competition-0")
+        weights_manifest.register_trained(path, stage, load_preset("demo"), top / "competition-0")
     return folder

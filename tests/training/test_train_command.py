@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from siimcovid.apps import command_line
+from siimcovid.core import paths
 from siimcovid.models import checkpoints, weights_manifest
 from siimcovid.synthetic.demo_competition import write_competition
 from siimcovid.synthetic.pretraining_sets import write_pretraining
@@ -41,7 +42,7 @@ def settings(stage: str) -> list[str]:
 
 
 def train(stage: str, *arguments: object) -> int:
-    return command_line.main(["train", stage, "--preset", "small", *map(str, arguments), *settings(stage)])
+    return command_line.main(["train", stage, "--preset", "demo", *map(str, arguments), *settings(stage)])
 
 
 def test_the_chain(folders, capsys):
@@ -63,18 +64,23 @@ def test_the_chain(folders, capsys):
     assert (out / "learning_curves.png").stat().st_size > 1000
 
 
-def test_yolo_goes_on_from_rsna_to_the_competition(folders, capsys):
-    """The number of epochs on RSNA is the preset's own, unless --set says otherwise."""
-    first, second = folders / "rsna-first", folders / "then"
-    arguments = ["train", "yolo", "--preset", "small", "--data", str(folders / "rsna"), "--out", str(first)]
-    sides = [f"--set=yolo.{key}={SIDE}" for key in ("size", "infer_size")]
-    command_line.main([*arguments, *sides, f"--set=cache_size={SIDE}", "--hours", "0"])
-    recipe = json.loads((first / "yolo.json").read_text())["config"]
-    assert recipe["training"]["epochs"] == recipe["rsna_epochs"] == 9
-    assert len(pd.read_csv(first / "yolo.metrics.csv")) == 1  # there were no hours for more
+@pytest.mark.parametrize(("stage", "epochs"), [("yolo", 9), ("rcnn", 7)])
+def test_a_detector_goes_on_from_rsna_to_the_competition(folders, capsys, stage, epochs):
+    """The epochs on RSNA and its cache's size are the preset's own, unless --set says otherwise."""
+    first, second = folders / f"rsna-{stage}", folders / f"{stage}-then"
+    arguments = ["train", stage, "--preset", "demo", "--data", str(folders / "rsna"), "--out", str(first)]
+    sides = [f"--set={stage}.{key}={SIDE}" for key in ("size", "infer_size")]
+    command_line.main([*arguments, *sides, f"--set=rsna_cache_size={SIDE}", f"--set=cache_size={SIDE}", "--hours", "0"])
+    facts = json.loads((first / f"{stage}.json").read_text())
+    assert facts["config"]["training"]["epochs"] == facts["config"]["rsna_epochs"] == epochs
+    assert facts["identity"]["cache"]["size"] == SIDE
+    assert len(pd.read_csv(first / f"{stage}.metrics.csv")) == 1  # there were no hours for more
+    prepared = pd.read_csv(first / "cache" / "prepared.csv")
+    boxed = pd.read_csv(folders / "rsna" / "stage_2_train_labels.csv").query("Target == 1")["patientId"]
+    assert set(prepared["image_id"]) == set(boxed)
     capsys.readouterr()
-    train("yolo", "--data", folders / "competition", "--weights", first, "--out", second)
-    assert "started from yolo.safetensors" in capsys.readouterr().out
+    train(stage, "--data", folders / "competition", "--weights", first, "--out", second)
+    assert f"started from {stage}.safetensors" in capsys.readouterr().out
 
 
 def test_a_killed_runs_command_is_given_again(folders, capsys):
@@ -85,6 +91,16 @@ def test_a_killed_runs_command_is_given_again(folders, capsys):
     stamp = (out / "study.safetensors").stat().st_mtime_ns
     train("study", "--data", folders / "competition", "--out", out)
     assert (out / "study.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_on_kaggle_prepared_images_are_no_part_of_the_output(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "KAGGLE_WORKING", tmp_path / "working")
+    monkeypatch.setattr(paths, "KAGGLE_TEMP", tmp_path / "temp")
+    out = tmp_path / "working" / "study"
+    assert train("study", "--data", folders / "competition", "--out", out, "--hours", 0) == 0
+    assert (tmp_path / "temp" / "cache" / "prepared.csv").is_file()
+    assert (out / "study.safetensors").is_file()
+    assert not list(out.rglob("*cache*"))
 
 
 @pytest.mark.parametrize(
@@ -102,6 +118,6 @@ def test_a_killed_runs_command_is_given_again(folders, capsys):
 def test_refuses(folders, arguments, said, capsys, monkeypatch):
     monkeypatch.chdir(folders)
     sizes = ["--set", f"cache_size={SIDE}"]
-    preset = [] if "--preset" in arguments else ["--preset", "small"]
+    preset = [] if "--preset" in arguments else ["--preset", "demo"]
     assert command_line.main(["train", *arguments, "--out", "refused", *preset, *sizes]) == 2
     assert said in capsys.readouterr().err

@@ -16,8 +16,9 @@ from torch.utils.data import Dataset
 
 from siimcovid.core.configuration import Training
 from siimcovid.core.errors import InputError
-from siimcovid.core.presets import FULL, SMALL
+from siimcovid.core.presets import DEMO, FULL
 from siimcovid.models import checkpoints
+from siimcovid.models.checkpoints import build_model
 from siimcovid.training import training_loop
 from siimcovid.training.epoch_log import clock_time, short
 from siimcovid.training.learning_rate import learning_rate_factor
@@ -25,7 +26,7 @@ from siimcovid.training.optimizer import make_optimizer
 from siimcovid.training.training_loop import NotFiniteError, train
 
 CONFIG = replace(
-    SMALL.study,
+    DEMO.study,
     training=Training(epochs=3, batch=4, learning_rate=0.05, momentum=0.9, clip_norm=1.0, ema=0.9, nominal_batch=8),
 )
 
@@ -380,7 +381,7 @@ def test_warm_up_is_linear():
 
 
 def test_one_cycle_rises_and_falls_to_nothing():
-    training = replace(SMALL.rcnn.training, epochs=10)
+    training = replace(DEMO.rcnn.training, epochs=10)
     factors = [learning_rate_factor(training, update, 10) for update in range(101)]
     assert max(factors) == factors[20] == 1.0
     assert factors[:21] == sorted(factors[:21])
@@ -394,3 +395,14 @@ def test_weight_decay_spares_biases_and_norms():
     assert [p.shape for p in decayed["params"]] == [model.layer.weight.shape]
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
     assert len(spared["params"]) == 3
+
+
+def test_what_stands_on_a_backbone_learns_at_a_rate_of_its_own():
+    config = replace(DEMO.study, frozen=False)
+    model, training = build_model("study", config), replace(config.training, learning_rate=1e-4, head_rate=5.0)
+    rate_of = {p: group["lr"] for group in make_optimizer(model, training).param_groups for p in group["params"]}
+    assert {rate_of[p] for p in model.backbone.parameters()} == {1e-4}
+    assert {rate_of[p] for p in model.head.parameters()} == {5 * 1e-4}
+    assert len(rate_of) == len(list(model.parameters()))
+    without = Line()  # nothing is pretrained, so nothing is slower than the rest
+    assert {group["lr"] for group in make_optimizer(without, training).param_groups} == {1e-4}

@@ -23,6 +23,7 @@ VERBS = {
     "weights": "import, list and verify offline weights",
     "predict": "predict image files, folders and zip archives",
     "train": "train one stage",
+    "plan": "say which session on Kaggle trains what, and how long it takes",
     "search": "train a stage with many settings and compare them",
     "crossval": "train on all folds but one in turn and score the images left out",
     "fit-ensemble": "fit on a cross-validation how answers are combined",

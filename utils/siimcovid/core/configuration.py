@@ -1,11 +1,12 @@
 """What can be set: a preset is a tree of these frozen dataclasses, each value with the range that it may have.
 
-presets.py holds the numbers of the two presets; overrides.py changes single values, checks types and ranges, and
-carries the tree through JSON, beside each checkpoint. What several values must fulfil together is in the methods
-`check_values`. This module imports no torch.
+presets.py and preset_best.py hold the numbers of the presets; overrides.py changes single values, checks types and
+ranges, and carries the tree through JSON, beside each checkpoint. What several values must fulfil together is in the
+methods `check_values`. This module imports no torch.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_type_hints
 
@@ -60,14 +61,20 @@ Count = Annotated[int, Range(1, HUGE)]
 CountOrNone = Annotated[int, Range(0, HUGE)]
 Width = Annotated[int, Range(1, 16384)]  # of a layer
 Side = Annotated[int, Range(STRIDE, 8192)]  # of an input in pixels; the largest radiographs have about 5,000
+SideOrNone = Annotated[int, Range(0, 8192)]
 Stage = Annotated[int, Range(0, 4)]  # a backbone's stage, of stride 2 ** (stage + 1)
 StageCount = Annotated[int, Range(0, 5)]
 Sides = Annotated[tuple[Annotated[int, Range(1, 8192)], ...], NotEmpty()]  # of anchors, in pixels
 Ratios = Annotated[tuple[Annotated[float, Range(0.01, 100)], ...], NotEmpty()]  # of anchors
 
 
-def _check_crop(config: "BackboneConfig | StudyConfig", prefix: str) -> None:
-    """Raise InputError where the centre crop is larger than the images that it is cut from."""
+def _check_classifier(config: "BackboneConfig | StudyConfig", prefix: str) -> None:
+    """Raise InputError where the centre crop is larger than the images that it is cut from, and for
+    mosaics, which would be four images under one label."""
+    if config.augment.mosaic:
+        raise InputError(
+            f"setting '{prefix}augment.mosaic' must be 0, not {config.augment.mosaic}: a mosaic has no label of its own"
+        )
     for name in ("size", "infer_size"):
         if config.augment.crop > getattr(config, name):
             raise InputError(
@@ -111,6 +118,15 @@ class Augment:
     value_gain: Share = 0.0  # brightness factor, uniform in 1 - gain to 1 + gain: what HSV jitter does to a grey image
     mixup: Probability = 0.0  # p of a blend with another image, both images' boxes kept
     crop: Annotated[int, Range(0, 8192)] = 0  # side of a centre crop in pixels, 0 for none
+    resized_crop: Probability = 0.0  # p of a random part, stretched to the image's size
+    crop_area: Annotated[float, Range(0, 1, above=True)] = 0.5  # of the image that such a part has, at least
+    mosaic: Probability = 0.0  # p of four images in one, their boxes clipped; detectors only
+    mosaic_epochs: Probability = 1.0  # share of the epochs that may have mosaics; the last ones do without
+    clahe: Probability = 0.0  # p of local histogram equalisation
+    rectangles: Probability = 0.0  # p of black rectangles
+    rectangle_count: Annotated[int, Range(1, 64)] = 1  # so many of them
+    rectangle_side: Annotated[float, Range(0, 1, above=True)] = 0.4  # of the image's side, at most
+    cover: Probability = 0.0  # p of covering markers, borders and corners, never a box
 
 
 @dataclass(frozen=True)
@@ -134,6 +150,7 @@ class Training:
     patience: CountOrNone = 0  # epochs without a better validation metric before the end; 0 for never
     validate: bool = False  # measure and keep the best epoch on the held-out fold; False trains on everything
     balance: Literal["none", "oversample", "weights"] = "none"  # rare study labels are drawn, or counted, more
+    head_rate: Positive = 1.0  # learning rate of what stands on a backbone, as a multiple of the backbone's
 
 
 @dataclass(frozen=True)
@@ -149,7 +166,7 @@ class BackboneConfig:
 
     def check_values(self, prefix: str = "") -> None:
         """Raise InputError where values do not fit each other; `prefix` stands before their names."""
-        _check_crop(self, prefix)
+        _check_classifier(self, prefix)
 
 
 @dataclass(frozen=True)
@@ -176,6 +193,8 @@ class RcnnConfig:
     score_threshold: Probability = 0.001  # the metric never punishes a low box
     nms_iou: Probability = 0.5
     max_boxes: Count = 100
+    study_backbone: bool = False  # start from the backbone that the study model trained in this run
+    rsna_epochs: Count = 30  # of training on the RSNA challenge first, where that is asked for; YOLO's number
 
     def check_values(self, prefix: str = "") -> None:
         """Raise InputError where values do not fit each other; `prefix` stands before their names."""
@@ -217,6 +236,7 @@ class YoloConfig:
     score_threshold: Probability = 0.001
     nms_iou: Probability = 0.5
     max_boxes: Count = 100
+    study_backbone: bool = False  # start from the backbone that the study model trained in this run
 
     @property
     def largest_stride(self) -> int:
@@ -255,6 +275,8 @@ class RetinanetConfig:
     candidates: Count = 1000  # highest boxes of each pyramid level that are kept for the suppression
     nms_iou: Probability = 0.5
     max_boxes: Count = 100
+    study_backbone: bool = False  # start from the backbone that the study model trained in this run
+    rsna_epochs: Count = 30  # of training on the RSNA challenge first, where that is asked for; YOLO's number
 
     def check_values(self, prefix: str = "") -> None:
         """Raise InputError where values do not fit each other; `prefix` stands before their names."""
@@ -280,15 +302,16 @@ class StudyConfig:
     dropout: Share = 0.0
     label_smoothing: Share = 0.0
     focal: NotNegative = 0.0  # exponent gamma of the focal loss (Lin et al. 2017); 0 is cross entropy
-    mask: Share = 0.0  # of the loss, for a map of the boxes drawn beside the study labels; needs frozen=False
+    mask: NotNegative = 0.0  # weight of the loss of a map of the boxes, drawn beside the labels; needs frozen=False
     none: NotNegative = 0.0  # weight of the loss of a fifth output, that the image has no box; 0 leaves the output out
     hflip_tta: bool = False  # predictions are the mean over an image and its mirror image
     frozen: bool = True
     views: CountOrNone = 0  # of each image, whose features are computed once (frozen only); 0: in every epoch
+    typical_images: CountOrNone = 0  # of training, by which an image unlike them is found; 0 finds none
 
     def check_values(self, prefix: str = "") -> None:
         """Raise InputError where values do not fit each other; `prefix` stands before their names."""
-        _check_crop(self, prefix)
+        _check_classifier(self, prefix)
         if self.mask and self.frozen:
             raise InputError(
                 f"setting '{prefix}mask' teaches the backbone, which {prefix}frozen=true does not let learn: set it "
@@ -370,11 +393,18 @@ class Preset:
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     duplicates: bool = True  # an image with several ids is trained on once, and never beside a fold that holds it out
     hold_out: bool = False  # no stage trains on the fold, where it has enough images to fit the ensemble on
+    nih_cache_size: SideOrNone = 0  # cache_size for the images of NIH ChestX-ray14; 0: cache_size
+    rsna_cache_size: SideOrNone = 0  # and for those of the RSNA challenge
 
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages whose predictions make a submission."""
         return (*self.fusion.detectors, "study")
+
+    def training_order(self, stages: Iterable[str]) -> tuple[str, ...]:
+        """Stages in the order of their training: the study model first where a detector starts from its backbone."""
+        first = any(getattr(getattr(self, stage), "study_backbone", False) for stage in stages)
+        return tuple(sorted(stages, key=lambda stage: stage != "study")) if first else tuple(stages)
 
     def check(self) -> "Preset":
         """The preset itself.

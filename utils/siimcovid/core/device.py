@@ -68,6 +68,12 @@ def try_gpu(index: int) -> None:
         raise RuntimeError(f"a convolution's gradient is {total} instead of 36")
 
 
+def visible_gpu(index: int) -> str:
+    """What CUDA_VISIBLE_DEVICES must be for a process that is to see this process's GPU number `index` alone."""
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    return visible[index] if index < len(visible) and visible[index] else str(index)
+
+
 def gpu_name(index: int) -> str:
     """A GPU's name and architecture as the driver gives them."""
     import torch

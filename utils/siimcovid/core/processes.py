@@ -16,6 +16,7 @@ import math
 import multiprocessing
 import os
 import signal
+import sys
 import tempfile
 import time
 import traceback
@@ -29,9 +30,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
+from pathlib import Path
 from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
+
+#: Environment variable of a process that trains a model beside others: how many of them the machine's memory and cores
+#: are for.
+SHARED_BY = "SIIMCOVID_SHARED_BY"
 
 #: So many processes may die in a row before they are ready for work; then it is not the jobs' fault.
 FALSE_STARTS = 3
@@ -47,6 +53,18 @@ class Lost:
 def processors() -> int:
     """Number of processors that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def sharing_processes() -> int:
+    """Number of processes that this machine's memory and cores are for: of a launch by torchrun, or of models trained
+    side by side; else 1."""
+    return int(os.environ.get(SHARED_BY) or os.environ.get("LOCAL_WORLD_SIZE") or 1)
+
+
+def inherited_path() -> str:
+    """PYTHONPATH with which a child process imports what this one can: a kernel puts its wheels on sys.path only."""
+    package = str(Path(__file__).parents[2])
+    return os.pathsep.join(dict.fromkeys(path for path in (*sys.path, package) if path))
 
 
 def run_apart(function: Callable[[Any], Any], jobs: Iterable[Any], workers: int, limit: float) -> Iterator[tuple]:

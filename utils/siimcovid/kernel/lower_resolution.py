@@ -5,15 +5,17 @@ In: the configuration of a stage and a share of the side, 0 to 1. Out: changes f
 
 from typing import Any
 
+from siimcovid.core.configuration import STRIDE
 
-def scaled_side(side: int, scale: float, stride: int = 32) -> int:
+
+def scaled_side(side: int, scale: float, stride: int) -> int:
     """A side in pixels times `scale`, rounded down to a multiple of `stride`; unchanged for a scale of 1."""
     return side if scale == 1 else max(stride, int(side * scale) // stride * stride)
 
 
 def largest_stride(config: Any) -> int:
-    """Pixels of the input for one cell of the coarsest map: 64 for YOLOv5's P6 architectures ("yolov5n6"), else 32."""
-    return 64 if getattr(config, "architecture", "").endswith("6") else 32
+    """Pixels of the input for one cell of the coarsest map: 64 for YOLOv5's P6 architectures, else 32."""
+    return getattr(config, "largest_stride", STRIDE)
 
 
 def training_changes(config: Any, scale: float) -> dict[str, Any]:
@@ -37,5 +39,5 @@ def inference_changes(config: Any, scale: float) -> dict[str, Any]:
     """
     changes: dict[str, Any] = {"infer_size": scaled_side(config.infer_size, scale, largest_stride(config))}
     if config.augment.crop:
-        changes["augment.crop"] = scaled_side(config.augment.crop, scale)
+        changes["augment.crop"] = scaled_side(config.augment.crop, scale, STRIDE)
     return changes

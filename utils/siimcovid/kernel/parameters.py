@@ -10,6 +10,7 @@ an InputError that passes through `Recovery.recover`: recorded, and the default 
     MODE                          "infer" or "finetune"; default "infer"
     HOURS                         a finite number above 0; default 9
     SESSIONS                      a whole number of 1 or more; default 1
+    JOBS                          a whole number of 0 or more; default 0
     SEED                          None, or a whole number of 0 to 2**32 - 1
     OVERRIDES                     {dotted setting: value}, or JSON text of it
     STRICT                        true or false, also as 0, 1, "yes", "no", "on", "off", "true", "false"
@@ -48,6 +49,7 @@ class Parameters:
     hours: float = HOURS
     sessions: int = 1  # runs of so many hours that the training may take
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    jobs: int = 0  # models that are trained at a time; 0: as many as are trained soonest
 
 
 def check_parameters(given: Mapping[str, Any], recovery: Recovery) -> Parameters:
@@ -68,6 +70,7 @@ def check_parameters(given: Mapping[str, Any], recovery: Recovery) -> Parameters
     recovery.strict = found.pop("strict")
     check("hours", read_hours, f"HOURS {HOURS:g}", HOURS)
     check("sessions", read_sessions, "SESSIONS 1", 1)
+    check("jobs", read_jobs, "JOBS 0", 0)
     check("mode", lambda value: _one_of("MODE", value, MODES), f"MODE {MODES[0]!r}", MODES[0])
     check("preset", lambda value: _one_of("PRESET", value, tuple(PRESETS)), f"PRESET {FULL.name!r}", FULL.name)
     check("seed", read_seed, "the preset's seed", None)
@@ -114,6 +117,14 @@ def read_sessions(value: Any) -> int:
     if sessions is None or sessions < 1:
         raise InputError(f"SESSIONS must be a whole number of 1 or more, not {_shown(value)}")
     return sessions
+
+
+def read_jobs(value: Any) -> int:
+    """JOBS as a whole number. Raises InputError for anything that is none of 0 or more."""
+    jobs = _whole_number(value)
+    if jobs is None or jobs < 0:
+        raise InputError(f"JOBS must be a whole number of 0 or more, not {_shown(value)}")
+    return jobs
 
 
 def _whole_number(value: Any) -> int | None:

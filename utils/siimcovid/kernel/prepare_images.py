@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pandas as pd
 
+from siimcovid.kernel.queue_forecast import is_training
 from siimcovid.kernel.run import Run
 
 #: Seconds that a round of preparation is planned for at least; longer where there is time to spare.
@@ -57,6 +58,6 @@ def _spare(run: Run, images: pd.DataFrame, tried: int) -> float:
     """Seconds that are left once what was prepared so far is trained on and predicted as quickly as can be."""
     test = int((images["split"] == "test").sum())
     seconds = run.planner.least(replace(run.planner.profile, to_prepare=1, test_images=min(tried + 1, test)))
-    training = sum(value for step, value in seconds.items() if step.startswith("fit "))
+    training = sum(value for step, value in seconds.items() if is_training(step))
     share = max(0, tried + 1 - test) / max(1, len(images) - test)  # train images come last
     return run.budget.left() - (sum(seconds.values()) - training) - training * share

@@ -5,12 +5,14 @@ the seconds that the steps to come will take. This module imports no torch.
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from siimcovid.core.configuration import Preset
 from siimcovid.core.overrides import override, to_dict
+from siimcovid.core.stage_names import stage_of
+from siimcovid.kernel.queue_forecast import is_training
 from siimcovid.kernel.run_plan import RunPlan, apply_plan, dropped, fit_plan, plan_of_preset
 from siimcovid.kernel.step_forecast import ESSENTIAL, Profile, corrected, forecast, seconds_after, training_seconds
 
@@ -25,6 +27,7 @@ class Planner:
     profile: measured seconds; zeros until step_profile.measure has run.
     plan, preset: what of it runs; all of it until `revise` is called.
     locked: stages whose training has begun; their settings stay.
+    jobs: models to train at a time; 0: as many as are trained soonest by the profile.
     numbers: overrides that were fitted in this run, see fit_ensemble_step.py; they are no part of `requested`, by which
     a restart is told from another run.
     """
@@ -36,6 +39,7 @@ class Planner:
     plan: RunPlan = None  # type: ignore[assignment]  # all of `requested`
     preset: Preset = None  # type: ignore[assignment]
     locked: set[str] = field(default_factory=set)
+    jobs: int = 0
     numbers: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -70,19 +74,30 @@ class Planner:
         """
         seconds, only = self.forecast(), ESSENTIAL if essential else None
         if self.pauses and only is None:
-            only = [name for name in seconds if not name.startswith("fit ")]
+            only = [name for name in seconds if not is_training(name)]
         return seconds_after(step, seconds, only)
 
     def revise(self, available: float, done: Collection[str]) -> None:
         """Choose the most that fits into the `available` seconds; the steps that are done take no more of them."""
-        self._take(fit_plan(self.profile, self.requested_plan(), available, self.plan, self.locked, done, self.pauses))
+        requested, pauses = self.requested_plan(), self.pauses
+        self._take(fit_plan(self.profile, requested, available, self.plan, self.locked, done, pauses, self.jobs))
+
+    def take_as_trained(self, names: Iterable[str]) -> None:
+        """Count models as trained, or as good as: their trainings take no more time of the plan."""
+        done = {name: self.plan.epochs.get(stage_of(name), 0) for name in names}
+        self.profile = replace(self.profile, trained={**self.profile.trained, **done})
+
+    def train_at_a_time(self, jobs: int) -> None:
+        """Train so many models at a time from here on; 1: what is left, with the whole machine for each."""
+        self.plan = replace(self.plan, jobs=jobs)
 
     def least(self, profile: Profile) -> dict[str, float]:
         """Seconds of each step with a plan that drops all that may be dropped, for another profile.
 
         Also where training pauses: what it cannot do in this session then costs this session nothing.
         """
-        return forecast(profile, fit_plan(profile, self.requested_plan(), float("-inf"), self.plan, self.locked))
+        requested, least = self.requested_plan(), float("-inf")
+        return forecast(profile, fit_plan(profile, requested, least, self.plan, self.locked, jobs=self.jobs))
 
     def dropped(self) -> list[str]:
         """A sentence for each thing that the plan drops."""

@@ -69,8 +69,9 @@ class Run:
     predictions: TestPredictions = field(default_factory=TestPredictions)
 
     def __post_init__(self) -> None:
+        given = self.parameters
         self.planner = self.planner or Planner(
-            self.parameters.preset, self.parameters.mode == "finetune", self.parameters.sessions > 1
+            given.preset, given.mode == "finetune", given.sessions > 1, jobs=given.jobs
         )
 
     @property
@@ -120,13 +121,16 @@ class Run:
         return self.prepared_images[(self.prepared_images["split"] == "test") & self.prepared_images["in_sample"]]
 
     @contextmanager
-    def step(self, name: str, fallback: str) -> Iterator[None]:
-        """A timed step whose errors are recovered from; run.json is written before and after it."""
+    def step(self, name: str, fallback: str, timed_as: str = "") -> Iterator[None]:
+        """A timed step whose errors are recovered from; run.json is written before and after it.
+
+        timed_as: the step that its seconds count for, where it is a part of another.
+        """
         begin = self.budget.now()
         self.write()  # who is killed in the step leaves what was known before
         with self.recovery.recover(name, fallback):
             yield
-        self.record.add_seconds(name, self.budget.now() - begin)
+        self.record.add_seconds(timed_as or name, self.budget.now() - begin)
         self.write()
 
     def has_time(self, step: str, seconds: float = 0.0) -> bool:
@@ -143,13 +147,16 @@ class Run:
         """As `has_time`, for what improves a step and may be left out: without the reserve."""
         return self.budget.left() - seconds > self.planner.seconds_after(step)
 
-    def revise(self) -> None:
-        """Choose again what fits into the time that is left, and predict the steps to come."""
+    def revise(self, spoken_for: float = 0.0, begun: str = "") -> None:
+        """Choose again what fits into the time that is left, and predict the steps to come.
+
+        spoken_for: seconds that go to what runs now. begun: a step that has begun, whose prediction stays.
+        """
         with self.recovery.recover("plan", "the plan stays as it was"):
             if "detect" not in self.record.seconds:  # later there is nothing left to choose
-                self.planner.revise(self.budget.left(), self.record.seconds)
+                self.planner.revise(self.budget.left() - spoken_for, self.record.seconds)
                 self.record.dropped = self.planner.dropped()
-            self.record.predict(self.planner.forecast())
+            self.record.predict(self.planner.forecast(), begun)
 
     def write(self) -> None:
         """Write run.json. A full disk must not end the run: that is recorded, and the summary is printed anyway."""
@@ -162,6 +169,7 @@ class Run:
             "strict": self.recovery.strict,
             "seconds": self.record.seconds,
             "steps": self.record.step_table(),
+            "jobs": self.record.jobs,
             "total": {"predicted_seconds": self.record.predicted_total, "seconds": round(self.budget.spent(), 1)},
             "dropped": [*self.record.dropped, *self.record.ended],
             "degraded": self.degraded,

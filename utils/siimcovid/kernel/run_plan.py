@@ -19,7 +19,8 @@ from siimcovid.core.errors import InputError
 from siimcovid.core.overrides import override
 from siimcovid.core.stage_names import member
 from siimcovid.kernel.lower_resolution import training_changes
-from siimcovid.kernel.step_forecast import Profile, forecast
+from siimcovid.kernel.queue_forecast import is_training, jobs_to_try
+from siimcovid.kernel.step_forecast import Profile, forecast, model_seconds
 
 #: Training epochs are cut in twentieths down to a quarter of what was asked; below that, resolution goes first.
 EPOCH_SHARES = tuple(k / 20 for k in range(20, 4, -1))
@@ -42,6 +43,7 @@ class RunPlan:
     members_at_start: Mapping[str, int] = field(
         default_factory=dict
     )  # models of a stage when its training began: see stage_models.member_images
+    jobs: int = 1  # models that are trained at a time, see side_by_side_training.py
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -64,6 +66,7 @@ class RunPlan:
         try:
             parts = {key: {k: kind(v) for k, v in values[key].items()} for key, kind in PER_STAGE.items()}
             counts = {key: int(values[key]) for key in ("members", "pseudo")}
+            counts["jobs"] = max(1, int(values.get("jobs", 1)))  # a record of an earlier version has none
             return cls(bool(values["hflip_tta"]), tuple(map(str, values["detectors"])), **counts, **parts)
         except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
             raise InputError(f"the plan in run.json is damaged ({error!r}): remove the file") from None
@@ -89,13 +92,20 @@ def fit_plan(
     locked: Collection[str] = (),
     done: Collection[str] = (),
     pauses: bool = False,
+    jobs: int = 0,
 ) -> RunPlan:
     """The most of `requested` whose steps take no more than `available` seconds together, by the order of dropping.
 
     locked: stages whose training has begun; their settings stay as they are in `now`. done: steps that take no more
-    time. pauses: what does not fit is trained in a later session, so nothing of the training is dropped. Where nothing
-    fits, the least is returned: the end of the hours cuts the steps short then.
+    time. pauses: what does not fit is trained in a later session, so nothing of the training is dropped, and nothing
+    else for its sake. jobs: models to train at a time; 0 takes the number by which the steps take the least. It stays
+    once training has begun. Where nothing fits, the least is returned: the end of the hours cuts the steps short then.
     """
+
+    def total(plan: RunPlan, training: bool = True) -> float:
+        seconds = forecast(profile, plan)
+        return sum(seconds[step] for step in seconds if step not in done and (training or not is_training(step)))
+
     fixed = {s: {key: getattr(now, key)[s] for key in PER_STAGE if s in getattr(now, key)} for s in locked}
 
     def with_fixed(plan: RunPlan) -> RunPlan:
@@ -108,8 +118,11 @@ def fit_plan(
         return replace(plan, **parts)
 
     for candidate in _candidates(requested, pauses):
-        chosen = with_fixed(candidate)
-        if sum(seconds for step, seconds in forecast(profile, chosen).items() if step not in done) <= available:
+        plan = with_fixed(candidate)
+        to_train = [name for name, seconds in model_seconds(profile, plan).items() if seconds]
+        numbers = [now.jobs] if locked else jobs_to_try(profile.machine, to_train, jobs)
+        chosen = min((replace(plan, jobs=number) for number in numbers), key=total)
+        if total(chosen, training=not pauses) <= available:
             break
     return chosen
 

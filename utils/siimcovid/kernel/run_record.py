@@ -3,6 +3,9 @@
     mode, preset (as it runs), competition, hours, sessions, strict
     seconds    {step: seconds}
     steps      [{step, predicted_seconds or null, seconds or null}], in the order of the steps
+    jobs       [{model, place, threads, seconds, begin, ended}]: the trainings that ran side by side, each with where
+               (a GPU, or the CPU's threads), the second of the run in which it began, and "trained", "paused",
+               "out of time" or "failed"
     total      {predicted_seconds, seconds}: from the start of the hours to the end, predicted when the plan was made
     dropped    [a sentence for each thing that was left out to fit the hours]
     degraded   [{step, reason, fallback, traceback}]: see recovery.py
@@ -45,16 +48,21 @@ class RunRecord:
     failures: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=FAILURE_COLUMNS))
     notices: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=NOTICE_COLUMNS))
     by_priors: int | None = None  # rows of submission.csv that hold the train set's frequencies; None: not written yet
+    jobs: list[dict[str, Any]] = field(default_factory=list)  # trainings that ran side by side, see above
     ensemble: dict[str, Any] | None = None  # by which numbers the models are combined, see fit_ensemble_step.py
 
     def add_seconds(self, step: str, seconds: float) -> None:
         """Add to the seconds of a step, rounded to a hundredth."""
         self.seconds[step] = round(self.seconds.get(step, 0.0) + seconds, 2)
 
-    def predict(self, seconds: Mapping[str, float]) -> None:
-        """Take over a forecast of the steps that are not done; what was predicted of those that are stays."""
-        self.predicted = {step: value for step, value in self.predicted.items() if step in self.seconds}
-        self.predicted |= {step: round(value, 2) for step, value in seconds.items() if step not in self.seconds}
+    def predict(self, seconds: Mapping[str, float], begun: str = "") -> None:
+        """Take over a forecast of the steps that are not done; what was predicted of those that are stays.
+
+        begun: a step of which a part is done, so that what was predicted of it stays too.
+        """
+        kept = {*self.seconds, begun}
+        self.predicted = {step: value for step, value in self.predicted.items() if step in kept}
+        self.predicted |= {step: round(value, 2) for step, value in seconds.items() if step not in kept}
 
     def end(self, what: str) -> None:
         """Record that the end of the hours cut something short, and print it to stderr."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from siimcovid.core.configuration import Preset
 from siimcovid.core.stage_names import stage_of
+from siimcovid.kernel.queue_forecast import QUEUE, Machine, of_queue
 
 if TYPE_CHECKING:
     from siimcovid.kernel.run_plan import RunPlan
@@ -26,7 +27,7 @@ ESSENTIAL = ("detect", "classify", "submit")
 #: Seconds of inference for a million pixels of a network on two CPU cores, for a stage of which nothing could be
 #: measured: Faster R-CNN with ResNeXt-101 takes 5.0 s and YOLOv5l 1.4 s at 512 x 512, with EfficientNet-Lite0 .095 s
 #: and YOLOv5n .035 s at 256 x 256. A step of training takes three times as long: forward, and backward twice.
-MEGAPIXEL_SECONDS = {"full": 20.0, "small": 1.5}
+MEGAPIXEL_SECONDS = {"full": 20.0, "small": 1.5, "demo": 1.5}
 TRAINING_FACTOR = 3.0
 
 #: How many times faster than two CPU cores a GPU is at least, for the same guess.
@@ -60,6 +61,7 @@ class Profile:
     tables: float = 0.0  # seconds a test image for fusing and writing
     trained: Mapping[str, int] = field(default_factory=dict)  # model -> epochs that an earlier session has trained
     score: bool = False  # whether the ground truth is at hand
+    machine: Machine = field(default_factory=Machine)  # what trainings side by side share
     held_out: int = 0  # images that no stage is trained on, to fit the ensemble
 
     def stage(self, name: str) -> StageProfile:
@@ -72,10 +74,11 @@ def forecast(profile: Profile, plan: "RunPlan") -> dict[str, float]:
     seconds = {"prepare": profile.prepare * profile.to_prepare}
     known = {stage: profile.stage(stage) for stage in plan.stages}
     area = {stage: plan.scale.get(stage, 1.0) ** 2 for stage in plan.stages}
-    for name in plan.models(plan.stages):
-        stage = stage_of(name)
-        epochs = max(0, plan.epochs.get(stage, 0) - profile.trained.get(name, 0))
-        seconds[f"fit {name}"] = training_seconds(known[stage], epochs) * area[stage]
+    trainings = model_seconds(profile, plan)
+    if plan.jobs > 1:
+        seconds[QUEUE] = of_queue(trainings, profile.machine, plan.jobs)
+    else:
+        seconds |= {f"fit {name}": each for name, each in trainings.items()}
     if plan.epochs:
         seconds["curves"] = PICTURES["curves"]
     if plan.epochs and profile.held_out:
@@ -95,6 +98,16 @@ def forecast(profile: Profile, plan: "RunPlan") -> dict[str, float]:
     seconds["submit"] = profile.tables * profile.test_images
     seconds["score"] = profile.tables * profile.test_images if profile.score else 0.0
     seconds["figures"] = PICTURES["figures"] if profile.score else 0.0
+    return seconds
+
+
+def model_seconds(profile: Profile, plan: "RunPlan") -> dict[str, float]:
+    """Seconds that each model of the plan has yet to train with the whole machine, in the order of the steps."""
+    seconds = {}
+    for name in plan.models(plan.stages):
+        stage = stage_of(name)
+        epochs = max(0, plan.epochs.get(stage, 0) - profile.trained.get(name, 0))
+        seconds[name] = training_seconds(profile.stage(stage), epochs) * plan.scale.get(stage, 1.0) ** 2
     return seconds
 
 

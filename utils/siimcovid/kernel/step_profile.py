@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import nn
 
-from siimcovid.core.device import gpu_count
+from siimcovid.core.device import gpu_count, training_processes
 from siimcovid.core.files import write_csv
 from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.overrides import override
@@ -27,6 +28,7 @@ from siimcovid.inference.predictor import Predictions, predict_images
 from siimcovid.kernel import earlier_sessions, stage_models, weights_sources
 from siimcovid.kernel.kernel_inputs import priors
 from siimcovid.kernel.prepare_images import missing_images, wanted_images
+from siimcovid.kernel.queue_forecast import Machine
 from siimcovid.kernel.run import Run
 from siimcovid.kernel.step_forecast import Profile, StageProfile, guess_stage
 from siimcovid.models.backbone import for_inference
@@ -63,13 +65,20 @@ def measure(run: Run) -> Profile:
             stages[stage], predictions = _stage(run, stage, test)
             outputs += [predictions] if predictions else []
             failed.remove(stage)
-    profile = replace(profile, stages=stages)
+    profile = replace(profile, stages=stages, machine=_machine())
     gpu, trains = gpu_count() > 0, run.mode == "finetune"
     guesses = {stage: guess_stage(stage, profile, run.preset, trains, gpu) for stage in failed}
     profile = replace(profile, stages={**stages, **guesses})
     with recover("plan", "the time of fusing and writing is not known"):
         return replace(profile, tables=_tables(run, outputs, test))
     return profile
+
+
+def _machine() -> Machine:
+    """What trainings side by side can share: GPUs, or the cores that torch uses (OMP_NUM_THREADS sets them)."""
+    gpus = gpu_count()
+    rehearsed = not gpus and training_processes() > 1  # each model in several processes, as on several GPUs
+    return Machine(1 if rehearsed else torch.get_num_threads(), gpus)
 
 
 def _preparation(run: Run, profile: Profile) -> Profile:

@@ -80,6 +80,7 @@ def start(
     strict: Any = False,
     seed: Any = None,
     sessions: Any = 1,
+    jobs: Any = 0,
     started: float | None = None,
     now: Callable[[], float] = time.monotonic,
 ) -> Run:
@@ -99,6 +100,7 @@ def start(
         "strict": strict,
         "seed": seed,
         "sessions": sessions,
+        "jobs": jobs,
     }
     recovery = Recovery()
     parameters = check_parameters(given, recovery)

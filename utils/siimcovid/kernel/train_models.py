@@ -1,10 +1,13 @@
 """Training the run's models, each as long as the time allows, and the detectors again on pseudo-labels.
 
+The models are trained one after the other, with the whole machine for each, or where the plan says so several at a
+time, see side_by_side_training.py.
+
 In: a Run with prepared images. Out: weights/ with the trained models and their manifest, and the models in memory.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +17,15 @@ import pandas as pd
 from siimcovid.core.memory_errors import is_out_of_memory
 from siimcovid.core.stage_names import stage_of
 from siimcovid.kernel.predict_test_images import boxes, free_memory, with_ensemble
+from siimcovid.kernel.queue_forecast import QUEUE
 from siimcovid.kernel.run import Run
 from siimcovid.kernel.step_forecast import forecast
 from siimcovid.kernel.write_submissions import improve, model_outputs
 
 PSEUDO = "fine_tune_on_pseudo_labels"
+
+#: What happens where a model's training fails.
+INSTEAD = "a {} from the weights folder, if it has a trained one"
 
 
 def fit(run: Run) -> pd.DataFrame:
@@ -26,15 +33,16 @@ def fit(run: Run) -> pd.DataFrame:
 
     Columns: model, file (None without one), and of a trained one its last epoch, loss and images_per_second.
     """
-    rows = []
-    for name in run.planner.requested_plan().models(run.planner.requested.stages):
+    rows, names = [], run.planner.requested_plan().models(run.planner.requested.stages)
+    trained = _train_side_by_side(run, names) if run.mode == "finetune" and run.plan.jobs > 1 else {}
+    for name in names:
         if name not in run.plan.models(run.plan.stages):
             continue
         facts: dict[str, Any] = {"model": name, "file": None}
-        with run.step(f"fit {name}", f"a {name} from the weights folder, if it has a trained one"):
+        with run.step(f"fit {name}", INSTEAD.format(name), QUEUE if name in trained else ""):
             from siimcovid.kernel import stage_models
 
-            path = _train(run, name) if run.mode == "finetune" else None
+            path = trained[name] if name in trained else _train(run, name) if run.mode == "finetune" else None
             if path is None and run.planner.pauses and name not in run.inputs.models:
                 run.models.unusable.add(name)  # a later session trains it, so nothing is at fault
             elif stage_models.load(run, name, path):
@@ -53,6 +61,19 @@ def fit(run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _train_side_by_side(run: Run, names: list[str]) -> dict[str, Path | None]:
+    """Train the models of the plan several at a time; what is absent from the result is trained by itself."""
+    trained: dict[str, Path | None] = {}
+    with run.step(QUEUE, "the models are trained one after the other"):
+        from siimcovid.kernel import side_by_side_training
+
+        side_by_side_training.train(run, [name for name in names if name in run.plan.models(run.plan.stages)], trained)
+    if any(name not in trained for name in run.plan.models(run.plan.stages)):
+        run.planner.train_at_a_time(1)
+        run.revise()
+    return trained
+
+
 def _last_epoch(path: Path) -> dict[str, Any]:
     try:
         epochs = json.loads(path.with_suffix(".json").read_text(encoding="utf-8")).get("epochs")
@@ -66,7 +87,7 @@ def _train(run: Run, name: str) -> Path | None:
 
     Where SESSIONS allow it, training that the hours end pauses: its checkpoint is used, and a later session goes on.
     """
-    from siimcovid.kernel import earlier_sessions, stage_models, weights_sources
+    from siimcovid.kernel import earlier_sessions, stage_models
 
     step, path, stage = f"fit {name}", stage_models.own(run, name), stage_of(name)
     identity = stage_models.identity(run, name)
@@ -77,15 +98,29 @@ def _train(run: Run, name: str) -> Path | None:
         one = replace(run.plan, epochs={**run.plan.epochs, stage: 1})
         shortest = forecast(replace(run.planner.profile, trained={}), one)[step]
         if not run.has_time(step, shortest):
-            run.record.end(f"{name} is not trained: {shortest:.0f} s for an epoch do not fit")
-            paused = path.is_file() and weights_sources.facts_of(path).get("identity") == identity
-            return path if paused else None
+            return not_trained(run, name, shortest, identity)
         path = _train_in_smaller_batches(run, name, earlier.resume_from)
-        if weights_sources.is_unfinished(path):
-            done = len(weights_sources.facts_of(path).get("epochs") or ())
-            run.record.end(f"training of {name} pauses after epoch {done}: the next session goes on")
+        report_pause(run, name, path)
     stage_models.offer(run, name, path)
     return path
+
+
+def not_trained(run: Run, name: str, seconds: float, identity: Mapping[str, Any]) -> Path | None:
+    """Record that an epoch's seconds do not fit; returns the checkpoint that an earlier part of the training left."""
+    from siimcovid.kernel import stage_models, weights_sources
+
+    run.record.end(f"{name} is not trained: {seconds:.0f} s for an epoch do not fit")
+    path = stage_models.own(run, name)
+    return path if path.is_file() and weights_sources.facts_of(path).get("identity") == identity else None
+
+
+def report_pause(run: Run, name: str, path: Path) -> None:
+    """Record where a training paused that a later session is to go on with."""
+    from siimcovid.kernel import weights_sources
+
+    if weights_sources.is_unfinished(path):
+        done = len(weights_sources.facts_of(path).get("epochs") or ())
+        run.record.end(f"training of {name} pauses after epoch {done}: the next session goes on")
 
 
 def _train_in_smaller_batches(run: Run, name: str, resume_from: Path | None) -> Path:
@@ -111,7 +146,7 @@ def _train_in_smaller_batches(run: Run, name: str, resume_from: Path | None) -> 
         run.planner.halve_batch(stage)
 
 
-def _whole_epoch(run: Run, stage: str) -> tuple[float, float]:
+def whole_epoch(run: Run, stage: str) -> tuple[float, float]:
     """Seconds that the plan foresees for an epoch of a stage, and those of it behind its last training step."""
     profile, area = run.planner.profile.stage(stage), run.plan.scale.get(stage, 1.0) ** 2
     return profile.epoch * area, profile.validation * area
@@ -124,7 +159,7 @@ def time_for_another_epoch(run: Run, step: str, name: str, reserve: float = 0.0)
     what counts is the time from one question to the next; at the first question, what the plan foresees.
     reserve: seconds that must be left besides those of the steps to come.
     """
-    foreseen, asked = _whole_epoch(run, stage_of(name))[0], None
+    foreseen, asked = whole_epoch(run, stage_of(name))[0], None
 
     def may_start_epoch(seconds: float) -> bool:
         nonlocal asked
@@ -142,7 +177,7 @@ def time_for_another_epoch(run: Run, step: str, name: str, reserve: float = 0.0)
 
 def seconds_for_processes(run: Run, step: str, name: str, reserve: float = 0.0) -> float:
     """Seconds after which no epoch may end in the processes of several GPUs, which count training steps only."""
-    validation = _whole_epoch(run, stage_of(name))[1]
+    validation = whole_epoch(run, stage_of(name))[1]
     return run.budget.left() - run.planner.seconds_after(step) - validation - reserve
 
 

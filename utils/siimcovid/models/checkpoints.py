@@ -14,19 +14,28 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from siimcovid.core.allocator import keep_freed_memory
 from siimcovid.core.configuration import STAGES
 from siimcovid.core.errors import InputError
 from siimcovid.core.files import atomic_path, write_json
 from siimcovid.core.overrides import from_dict, to_dict
 from siimcovid.models.backbone import for_inference
+from siimcovid.models.fast_convolutions import with_fast_convolutions
+from siimcovid.models.onnx_engine import with_onnx
 
 #: Stages whose module in `siimcovid.models` has another name.
 MODULES = {"rcnn": "faster_rcnn", "study": "study_classifier"}
 
 
 def build_model(stage: str, config: Any) -> nn.Module:
-    """The stage's model with random weights: `build` of the stage's module in `siimcovid.models`, one of STAGES."""
-    return importlib.import_module(f"siimcovid.models.{MODULES.get(stage, stage)}").build(config)
+    """The stage's model with random weights: `build` of the stage's module in `siimcovid.models`, one of STAGES.
+
+    Its convolutions are those of fast_convolutions.py. From then on the process keeps the memory of its tensors, see
+    allocator.py.
+    """
+    keep_freed_memory()
+    model = importlib.import_module(f"siimcovid.models.{MODULES.get(stage, stage)}").build(config)
+    return with_fast_convolutions(model)
 
 
 def save(path: Path, model: nn.Module, stage: str, config: Any, facts: dict[str, Any] | None = None) -> None:
@@ -79,7 +88,7 @@ def load(path: Path) -> tuple[str, Any, nn.Module]:
 
 
 def load_for_inference(path: Path, stage: str) -> tuple[Any, nn.Module]:
-    """The configuration of a trained stage, and its model prepared by `for_inference`.
+    """The configuration of a trained stage, and its model prepared by `for_inference` and, on the CPU, `with_onnx`.
 
     Raises InputError as `load` does, and where the file is of another stage or holds a number that is not finite.
     """
@@ -89,7 +98,15 @@ def load_for_inference(path: Path, stage: str) -> tuple[Any, nn.Module]:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise InputError(f"{path}: the weights {name} hold numbers that are not finite; train stage {stage} again")
-    return config, for_inference(model)
+    return config, with_onnx(stage, for_inference(model), path)
+
+
+def is_marked_finished(path: Path) -> bool:
+    """Whether the JSON beside a checkpoint says that its training came to its end."""
+    try:
+        return json.loads(Path(path).with_suffix(".json").read_text(encoding="utf-8"))["finished"] is True
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def difference(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:

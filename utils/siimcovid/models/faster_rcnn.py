@@ -13,10 +13,11 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import AnchorGenerator
-from torchvision.ops import MultiScaleRoIAlign, complete_box_iou_loss
+from torchvision.ops import complete_box_iou_loss
 
 from siimcovid.core.configuration import RcnnConfig
 from siimcovid.models.backbone import normalise
+from siimcovid.models.box_pooling import BoxPooling
 from siimcovid.models.feature_pyramid import Pyramid
 
 
@@ -63,7 +64,7 @@ def build_detector(config: RcnnConfig) -> FasterRCNN:
         rpn_pre_nms_top_n_test=config.proposals_before_nms,
         rpn_post_nms_top_n_train=config.proposals_train,
         rpn_post_nms_top_n_test=config.proposals,
-        box_roi_pool=MultiScaleRoIAlign([str(k) for k in range(levels)], output_size=7, sampling_ratio=2),
+        box_roi_pool=BoxPooling([str(k) for k in range(levels)], output_size=7, sampling_ratio=2),
         box_head=TwoMLPHead(config.pyramid_channels * 7 * 7, config.head_width),
         box_predictor=FastRCNNPredictor(config.head_width, num_classes=2),
         box_batch_size_per_image=config.boxes_per_image,

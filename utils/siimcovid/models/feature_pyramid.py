@@ -27,6 +27,8 @@ class Pyramid(nn.Module):
         self.first = config.first_stage
         self.out_channels = config.pyramid_channels
         channels = self.body.channels[self.first :]
+        if not channels[0]:
+            raise InputError(f"{config.backbone} has no map at stride 2; set first_stage to 1 or more")
         levels, sides = len(channels), len(config.anchor_sides)
         if sides == levels:
             coarser = None

@@ -15,9 +15,13 @@ from siimcovid.core.configuration import StudyConfig
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.models.backbone import build_backbone, normalise
+from siimcovid.models.unlike_training import UnlikeTraining
 
 #: Place among a backbone's maps of the one that the boxes are drawn from: stride 16.
 MASK_STAGE = 3
+
+#: Channels of the auxiliary head's hidden layer.
+MASK_WIDTH = 64
 
 
 class Study(nn.Module):
@@ -45,7 +49,8 @@ class Study(nn.Module):
             if isinstance(layer, nn.Linear):
                 nn.init.xavier_uniform_(layer.weight)  # report, section 3.4
                 nn.init.zeros_(layer.bias)
-        self.mask_head = nn.Conv2d(self.backbone.channels[MASK_STAGE], 1, 1) if config.mask else None
+        self.mask_head = build_mask_head(self.backbone.channels[MASK_STAGE]) if config.mask else None
+        self.unlike = UnlikeTraining(width) if config.typical_images else None
         if self.frozen:
             self.backbone.requires_grad_(False)
 
@@ -61,7 +66,7 @@ class Study(nn.Module):
         return self.backbone.pooled(normalise(images))
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
-        """The losses of a batch, each a scalar.
+        """The losses of a batch, each a scalar times its weight, to be added up.
 
         batch: "study_labels" (B,) int64 in the order of STUDY_LABELS; "images" (B, 1, S, S) uint8 or "features" (B, C);
         and for the losses "mask" and "none", where the configuration has them, "boxes", B tensors (n, 4) of xyxy
@@ -76,9 +81,7 @@ class Study(nn.Module):
             wanted = torch.stack([draw_boxes(boxes, drawn.shape[-1]) for boxes in batch["boxes"]])
             losses["mask"] = config.mask * functional.binary_cross_entropy_with_logits(drawn[:, 0], wanted.to(drawn))
         logits = self.head(features)
-        losses["study_label"] = (1 - config.mask) * self.study_loss(
-            logits[:, : len(STUDY_LABELS)], batch["study_labels"]
-        )
+        losses["study_label"] = self.study_loss(logits[:, : len(STUDY_LABELS)], batch["study_labels"])
         if config.none:
             empty = torch.tensor([float(len(boxes) == 0) for boxes in batch["boxes"]]).to(logits)
             losses["none"] = config.none * functional.binary_cross_entropy_with_logits(logits[:, -1], empty)
@@ -100,15 +103,23 @@ class Study(nn.Module):
 
     @torch.inference_mode()
     def predict(self, images: Tensor) -> Tensor:
-        """(B, 1, S, S) uint8 -> (B, 4) logits in the order of STUDY_LABELS; (B, 5) with that of `none` behind them."""
-        return self.head(self.features(images))
+        """(B, 1, S, S) uint8 -> (B, 4) logits in the order of STUDY_LABELS; behind them, where the configuration has
+        them, those of `none` and of being unlike the training images."""
+        features = self.features(images)
+        logits = self.head(features)
+        return logits if self.unlike is None else torch.cat([logits, self.unlike(features)[:, None].to(logits)], dim=1)
 
 
 def probabilities(logits: Tensor) -> Tensor:
-    """(B, 4) or (B, 5) logits of `predict` -> the study labels' probabilities, which add up to 1, and that of
-    `none`."""
-    study_labels, none = logits[:, : len(STUDY_LABELS)], logits[:, len(STUDY_LABELS) :]
-    return torch.cat([study_labels.softmax(dim=1), none.sigmoid()], dim=1)
+    """(B, 4 to 6) logits of `predict` -> the study labels' probabilities, which add up to 1, and those of the outputs
+    behind them."""
+    study_labels, others = logits[:, : len(STUDY_LABELS)], logits[:, len(STUDY_LABELS) :]
+    return torch.cat([study_labels.softmax(dim=1), others.sigmoid()], dim=1)
+
+
+def build_mask_head(channels: int) -> nn.Module:
+    """(B, channels, S / 16, S / 16) -> (B, 1, S / 16, S / 16) logits that a cell lies in a box."""
+    return nn.Sequential(nn.Conv2d(channels, MASK_WIDTH, 3, padding=1), nn.ReLU(), nn.Conv2d(MASK_WIDTH, 1, 1))
 
 
 def draw_boxes(boxes: Tensor, side: int) -> Tensor:

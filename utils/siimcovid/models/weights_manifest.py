@@ -1,12 +1,16 @@
 """The manifest of a weights folder: what each file is, where it comes from, and its checksum.
 
 `manifest.json` is an object, file name -> {stage, architecture, sha256, source, licence, preset}, with images:
-"synthetic" where the training images were drawn. Stage `backbone` is a
-pretrained network, `yolo` a pretrained YOLOv5, and `rcnn`, `yolo`, `study` with a configuration in their header are
-trained models.
+"synthetic" where the training images were drawn, and for imported files weights (their name in the catalogue) and
+published_sha256 (of the file that was imported). Stage `backbone` is a pretrained network, `yolo` a pretrained YOLOv5,
+`rcnn` a pretrained Faster R-CNN; `rcnn`, `yolo`, `study` with a configuration in their header are trained models.
 """
 
+import fcntl
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from siimcovid.core.configuration import Preset
@@ -23,11 +27,24 @@ SYNTHETIC = "synthetic"
 
 
 def register(path: Path, **entry: str) -> None:
-    """Enter a weights file into the manifest beside it, with its checksum."""
-    folder = Path(path).parent
-    manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else {}
-    manifest[Path(path).name] = {**entry, "sha256": sha256(path)}
-    write_json(folder / MANIFEST, dict(sorted(manifest.items())))
+    """Enter a weights file into the manifest beside it, with its checksum; processes take turns."""
+    folder, checksum = Path(path).parent, sha256(path)
+    with _locked(folder):
+        manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else {}
+        manifest[Path(path).name] = {**entry, "sha256": checksum}
+        write_json(folder / MANIFEST, dict(sorted(manifest.items())))
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock: two trainings that end at the same time must not lose each other's entries."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a disk without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def remove(path: Path) -> None:

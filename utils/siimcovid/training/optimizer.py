@@ -5,15 +5,23 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from siimcovid.core.configuration import Training
+from siimcovid.models.backbone import Backbone
 
 
 def make_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
-    """SGD, Adam or AdamW over the trainable parameters; weight decay on weights only, not on biases and norms."""
+    """SGD, Adam or AdamW over the trainable parameters; weight decay on weights only, not on biases and norms.
+
+    What stands on a `Backbone` learns `head_rate` times as fast as the backbone, which starts from pretrained weights.
+    """
+    pretrained = {p for module in model.modules() if isinstance(module, Backbone) for p in module.parameters()}
     parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": training.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    heads = {p for p in parameters if pretrained and p not in pretrained}
+    groups = []
+    for head, rate in ((False, training.learning_rate), (True, training.learning_rate * training.head_rate)):
+        for matrix, decay in ((True, training.weight_decay), (False, 0.0)):
+            chosen = [p for p in parameters if (p.ndim > 1) == matrix and (p in heads) == head]
+            groups.append({"params": chosen, "weight_decay": decay, "lr": rate})
+    groups = [group for group in groups if group["params"]]
     if training.optimizer != "sgd":
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimizer]
         return kind(groups, lr=training.learning_rate)

@@ -99,7 +99,7 @@ def variants(detectors: Sequence[str], count: int, every: bool = True) -> list[V
             Variant("study weighted", "study", {"study.training.balance": "weights"}),
             Variant("study averaged", "study", {"study.training.ema": 0.99}),
             Variant("study unfrozen", "study", UNFROZEN),
-            Variant("study map", "study", {**UNFROZEN, "study.mask": 0.4}),
+            Variant("study map", "study", {**UNFROZEN, "study.mask": 2.0}),
             *(Variant(f"{name} pseudo", name, PSEUDO, after=name) for name in ("rcnn", "yolo")),
         ]
     for fold in range(count):

@@ -12,16 +12,16 @@ from torch import nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from siimcovid.apps.benchmarks import Measured, best, race, timed
-from siimcovid.apps.benchmarks.gpu_hours import forward_flops
 from siimcovid.core.configuration import StudyConfig
 from siimcovid.core.overrides import override
-from siimcovid.core.presets import FULL, SMALL
+from siimcovid.core.presets import DEMO, FULL
 from siimcovid.data.datasets import ImageDataset, loader
 from siimcovid.data.resize import centre_crop
 from siimcovid.data.samplers import EpochSampler
 from siimcovid.inference.predictor import predict_table
 from siimcovid.models import checkpoints
 from siimcovid.models.backbone import IMAGENET_MEAN, IMAGENET_STD
+from siimcovid.models.flops import forward_flops
 from siimcovid.synthetic.anatomy import Anatomy
 from siimcovid.synthetic.radiograph import render
 from siimcovid.training.frozen_features import FrozenFeatures
@@ -136,7 +136,7 @@ def study_frozen() -> Measured:
     """An epoch of the frozen study model, in the `small` preset and without augmentation."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    config = override(SMALL.study, {"views": 1, "dropout": 0.0})
+    config = override(DEMO.study, {"views": 1, "dropout": 0.0})
     count, held_out = 48, 16
     torch.manual_seed(0)
     start = checkpoints.build_model("study", config)

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, help="folder of weights to start from; random ones without it")
     parser.add_argument("--out", type=Path, required=True, help="folder for the models, tables and scores")
     parser.add_argument("--cache", type=Path, help="folder for the prepared images (default OUT/cache)")
-    parser.add_argument("--preset", default="full", help="full (default) or small")
+    parser.add_argument("--preset", default="full", help="full (default), small, demo or best")
     parser.add_argument(
         "--stages",
         nargs="+",
@@ -34,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
     from siimcovid.apps.commands.search_command import prepared, refuse_launch
     from siimcovid.core.files import make_folder
     from siimcovid.core.overrides import read_settings
+    from siimcovid.core.paths import scratch_folder
     from siimcovid.core.presets import load_preset
     from siimcovid.data import competition
     from siimcovid.evaluation import report_tables
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     make_folder(args.out)
     preset = load_preset(args.preset, read_settings(args.settings))
     images = competition.load(args.data, splits=("train",)).images
-    folder, stages = args.cache or args.out / "cache", args.stages or preset.stages
+    folder, stages = args.cache or scratch_folder(args.out) / "cache", args.stages or preset.stages
     found = cross_validation.cross_validate(
         prepared(images, folder, preset),
         preset,

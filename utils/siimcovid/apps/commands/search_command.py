@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, help="folder of weights to start from; random ones without it")
     parser.add_argument("--out", type=Path, required=True, help="folder for search.csv; may be shared by processes")
     parser.add_argument("--cache", type=Path, help="folder for the prepared images (default OUT/cache)")
-    parser.add_argument("--preset", default="full", help="full (default) or small: what the trials have in common")
+    parser.add_argument("--preset", default="full", help="full (default), small, demo or best: what trials share")
     parser.add_argument("--fold", type=int, help="the fold held out (default the preset's, 0)")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="override")
     parser.add_argument("--trials", type=int, metavar="N", help="of a random search (default the space file's)")
@@ -33,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the trials that are left, print the table and the best trial's settings; 1 if no trial has finished."""
     from siimcovid.core.files import make_folder
     from siimcovid.core.overrides import override, read_settings
+    from siimcovid.core.paths import scratch_folder
     from siimcovid.core.presets import load_preset
     from siimcovid.data import dataset_readers
     from siimcovid.models import weights_manifest
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     space = search_space.read_space(search_space.find_space(args.space), args.stage, preset)
     runs = search_space.trials(space, args.trials, args.seed)
     cross_validation.refuse_seen(args.weights, [args.stage], args.data.resolve().name)
-    folder = args.cache or args.out / "cache"
+    folder = args.cache or scratch_folder(args.out) / "cache"
     images, _ = dataset_readers.read(args.data, dataset_readers.kind_of(args.data, args.stage))
     prepared_images = prepared(images, folder, preset)
     table = hyperparameter_search.search(args.stage, runs, preset, prepared_images, folder, args.weights, args.out)

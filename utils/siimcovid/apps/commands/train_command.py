@@ -20,9 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, help="folder of weights to start from; random ones without it")
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint and its metrics")
     parser.add_argument("--cache", type=Path, help="folder for the prepared images (default OUT/cache)")
-    parser.add_argument("--preset", default="full", help="full (default) or small")
+    parser.add_argument("--preset", default="full", help="full (default), small, demo or best")
     parser.add_argument("--fold", type=int, help="hold this fold of the patients out and keep the best epoch on it")
     parser.add_argument("--hours", type=float, help="start no epoch that would end later than this")
+    parser.add_argument("--pause", action="store_true", help="what --hours ends goes on when it is started again")
+    parser.add_argument("--resume-from", type=Path, metavar="FOLDER", help="the --out of a training that paused there")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="override")
 
 
@@ -35,11 +37,12 @@ def run(args: argparse.Namespace) -> int:
     from siimcovid.core.device import launched_as
     from siimcovid.core.files import make_folder
     from siimcovid.core.overrides import override, read_settings
+    from siimcovid.core.paths import scratch_folder
     from siimcovid.core.presets import load_preset
     from siimcovid.data import dataset_readers
     from siimcovid.models import weights_manifest
     from siimcovid.reporting import figures
-    from siimcovid.training import train_stage
+    from siimcovid.training import pretraining, train_stage
 
     started = time.monotonic()
     make_folder(args.out)
@@ -47,13 +50,12 @@ def run(args: argparse.Namespace) -> int:
     settings = read_settings(args.settings)
     if args.fold is not None:
         settings |= {"fold": args.fold, f"{args.stage}.training.validate": True}
-    preset = load_preset(args.preset)
-    if (args.stage, kind) == ("yolo", "rsna"):
-        preset = override(preset, {"yolo.training.epochs": preset.yolo.rsna_epochs})
+    preset = override(load_preset(args.preset), pretraining.changes(load_preset(args.preset), args.stage, kind))
     preset = override(preset, settings)
     images, problems = dataset_readers.read(args.data, kind)
+    images = pretraining.wanted_images(images, getattr(preset, args.stage).training, kind)
     state = launched_as()
-    folder = args.cache or args.out / "cache"
+    folder = args.cache or scratch_folder(args.out) / "cache"
     failures = train_stage.prepare(images, folder, preset.cache_size)
     if state.is_main_process:
         print(*problems, sep="\n", end="\n" if problems else "", file=sys.stderr)
@@ -69,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
         args.weights,
         args.out,
         lambda seconds: time.monotonic() - started + seconds < hours * 3600,
+        pause=args.pause,
+        resume_from=args.resume_from,
     )
     if state.is_main_process:
         weights_manifest.register_trained(path, args.stage, preset, args.data)
