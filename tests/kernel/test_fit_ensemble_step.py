@@ -131,7 +131,7 @@ def test_the_step_costs_what_it_predicts():
         hflip_tta=True, models=list,
     )  # fmt: skip
     seconds = forecast(profile, plan)
-    assert seconds[FIT_ENSEMBLE] == pytest.approx(3 * 5 + 100 * 2 * (2 + 2 + 1) + 0.02 * 100 * 2)
+    assert seconds[FIT_ENSEMBLE] == pytest.approx(3 * 5 + 100 * 2 * (2 + 2 + 1) + 0.02 * 100 * 4)
     names = list(seconds)
     assert names.index("curves") < names.index(FIT_ENSEMBLE) < names.index("detect")
     plan.epochs = {}

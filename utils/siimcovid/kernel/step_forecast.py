@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 #: Seconds that the notebook's figures take, whatever the images: learning curves, the gallery, figures of the scores.
 PICTURES = {"curves": 1.0, "gallery": 2.0, "figures": 3.0}
 
-#: The step that fits the ensemble, and its seconds for an image of each detector: measured with 100 boxes an image.
+#: The step that fits the ensemble, and its seconds for an image and a detector's pass, measured with 100 boxes each.
 FIT_ENSEMBLE = "fit_ensemble"
 FIT_SECONDS = 0.02
 
@@ -84,7 +84,7 @@ def forecast(profile: Profile, plan: "RunPlan") -> dict[str, float]:
     if plan.epochs and profile.held_out:
         images = {s: profile.held_out * (2 if plan.hflip_tta and s != "study" else 1) for s in plan.stages}
         seconds[FIT_ENSEMBLE] = sum(known[s].load + known[s].image * area[s] * images[s] for s in plan.stages)
-        seconds[FIT_ENSEMBLE] += FIT_SECONDS * profile.held_out * len(plan.detectors)
+        seconds[FIT_ENSEMBLE] += FIT_SECONDS * sum(images[s] for s in plan.detectors)
     passes = {s: known[s].load + known[s].image * area[s] * profile.test_images for s in plan.stages}
     detectors = [stage_of(name) for name in plan.models(plan.detectors)]
     seconds["detect"] = sum(passes[s] for s in detectors) * (2 if plan.hflip_tta else 1)
