@@ -82,8 +82,8 @@ def test_folded_model_predicts_the_same(stage):
             assert alike.any(dim=1).all()
 
 
-@pytest.mark.parametrize(("moved", "fine"), [(0, True), (2, True), (3, False)])
-def test_contenders_may_differ_in_two_of_a_hundred_boxes(moved, fine):
+@pytest.mark.parametrize(("moved", "fine"), [(0, True), (5, True), (6, False)])
+def test_contenders_may_differ_in_five_of_a_hundred_boxes(moved, fine):
     boxes = np.random.default_rng(0).random((100, 5))
     table = pd.DataFrame(boxes, columns=["score", "x1", "y1", "x2", "y2"]).assign(image_id=["a"] * 50 + ["b"] * 50)
     other = table.copy()
@@ -91,7 +91,7 @@ def test_contenders_may_differ_in_two_of_a_hundred_boxes(moved, fine):
     if fine:
         inference_benchmark.assert_alike(table, other.iloc[::-1])
     else:
-        with pytest.raises(AssertionError, match="3 of 100 rows differ"):
+        with pytest.raises(AssertionError, match="6 of 100 rows differ"):
             inference_benchmark.assert_alike(table, other)
 
 
