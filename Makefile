@@ -33,7 +33,7 @@ help:  ## this list
 
 run: .venv/installed $(if $(filter file,$(origin WEIGHTS)),$(IMAGENET)/manifest.json)  ## the notebook on the demo competition, or on DATA=FOLDER; ARGS='--hours 1'
 	$(if $(is_demo),$(BIN)/siimcovid synthetic $(DATA) --seed $(SEED))
-	$(BIN)/siimcovid run $(call quoted,$(DATA)) --weights $(call quoted,$(WEIGHTS)) --out $(call quoted,$(RUN)) $(ARGS)
+	$(BIN)/siimcovid run $(call quoted,$(DATA)) --weights $(call quoted,$(WEIGHTS)) --out $(call quoted,$(RUN)) $(if $(is_demo),--preset demo )$(ARGS)
 
 $(IMAGENET)/manifest.json: .venv/installed
 	$(BIN)/siimcovid weights import efficientnet_lite0 --out $(IMAGENET)

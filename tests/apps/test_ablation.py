@@ -12,7 +12,7 @@ from siimcovid.apps.command_line import main
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import CLASSES, STUDY_LABELS
 from siimcovid.core.overrides import override
-from siimcovid.core.presets import SMALL
+from siimcovid.core.presets import DEMO
 from siimcovid.synthetic.demo_competition import write_competition
 
 BOX = [0.1, 0.2, 0.4, 0.7]
@@ -21,7 +21,7 @@ BOX = [0.1, 0.2, 0.4, 0.7]
 class Kept:
     """Stands for a VariantTrainer whose variants are trained: two images of one study and one of another."""
 
-    preset = override(SMALL, trained_variants.PLAIN)
+    preset = override(DEMO, trained_variants.PLAIN)
     folds = 2
     test = pd.DataFrame({"image_id": ["a", "b", "c"], "study_id": ["s", "s", "t"]})
 
@@ -157,10 +157,10 @@ def test_numbers_are_fitted_on_other_competitions(monkeypatch):
 
     monkeypatch.setattr(ablation_table.fit_ensemble, "fit", fit)
     monkeypatch.setattr(ablation_table.fit_ensemble, "ITEMS", {"fusion": lambda *_: {"fusion.iou": 0.5}})
-    steps = ablation_table.fit_on_other_competitions("b", {name: data(name) for name in "abc"}, SMALL)
+    steps = ablation_table.fit_on_other_competitions("b", {name: data(name) for name in "abc"}, DEMO)
     assert seen == [(["a", "c"], ["a", "c"], ["a", "c"], {"a": 0, "c": 1})]
     assert steps == [("fusion", {}, {"fusion.iou": 0.5}), (ablation_table.TOGETHER, {}, {})]
-    ablation_table.fit_on_other_competitions("b", {"b": data("b")}, SMALL)
+    ablation_table.fit_on_other_competitions("b", {"b": data("b")}, DEMO)
     assert seen[-1][-1] == {"b": 0}
 
 
@@ -188,7 +188,7 @@ def test_the_command_for_real(tmp_path, capsys):
     assert all(item in printed for item in everything)
     assert (tmp_path / "out" / "ablation.md").read_text() in printed  # after a line for each epoch of training
     numbers = json.loads((tmp_path / "out" / "ensemble.json").read_text())
-    override(SMALL, numbers)  # settings that there are
+    override(DEMO, numbers)  # settings that there are
     assert all(key.startswith(("fusion.", "late_fusion.")) for key in numbers)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/*/variants/*/*.safetensors")}
     assert len(before) > 20
@@ -209,10 +209,10 @@ def test_a_folder_without_answers_is_refused(tmp_path):
     table.iloc[1:].to_csv(answers, index=False)  # the studies have all their labels
     unanswered = table["id"][0].removesuffix("_image")
     with pytest.raises(InputError, match=rf"lungs\.truth has no ground truth of image {unanswered}"):
-        ablation_experiment.train(plan, SMALL, None, tmp_path / "out")
+        ablation_experiment.train(plan, DEMO, None, tmp_path / "out")
     answers.parent.rename(tmp_path / "elsewhere")
     with pytest.raises(InputError, match=r"lungs\.truth holds no ground truth"):
-        ablation_experiment.train(plan, SMALL, None, tmp_path / "out")
+        ablation_experiment.train(plan, DEMO, None, tmp_path / "out")
     twice = ablation_experiment.Plan((), 3, 2, (folder, tmp_path / "x" / "lungs"), 2)
     with pytest.raises(InputError, match="two competitions have the name lungs"):
-        ablation_experiment.train(twice, SMALL, None, tmp_path / "out")
+        ablation_experiment.train(twice, DEMO, None, tmp_path / "out")

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLosslessSV1
@@ -14,6 +15,7 @@ from siimcovid.apps.benchmarks import (
     Measured,
     box_benchmarks,
     image_benchmarks,
+    inference_benchmark,
     race,
     scaling_benchmark,
 )
@@ -21,7 +23,7 @@ from siimcovid.apps.benchmarks.run_benchmarks import run
 from siimcovid.apps.command_line import main
 from siimcovid.core.configuration import STAGES
 from siimcovid.core.errors import InputError
-from siimcovid.core.presets import SMALL
+from siimcovid.core.presets import DEMO
 from siimcovid.data.dicom_image import read_image
 from siimcovid.evaluation.mean_average_precision import average_precision
 from siimcovid.models import checkpoints
@@ -65,7 +67,7 @@ def test_folding_keeps_every_map(architecture, frozen):
 @pytest.mark.parametrize("stage", ["rcnn", "yolo", "study"])
 def test_folded_model_predicts_the_same(stage):
     torch.manual_seed(0)
-    model = shake_norms(checkpoints.build_model(stage, getattr(SMALL, stage)))
+    model = shake_norms(checkpoints.build_model(stage, getattr(DEMO, stage)))
     images = torch.randint(0, 255, (2, 1, 64, 64), dtype=torch.uint8)
     slow = model.predict(images)
     fast = for_inference(model).predict(images)
@@ -78,6 +80,19 @@ def test_folded_model_predicts_the_same(stage):
             alike &= (corners[:, None] - fast_corners).abs().amax(dim=2) < 1e-3
             assert alike.any(dim=0).all()
             assert alike.any(dim=1).all()
+
+
+@pytest.mark.parametrize(("moved", "fine"), [(0, True), (2, True), (3, False)])
+def test_contenders_may_differ_in_two_of_a_hundred_boxes(moved, fine):
+    boxes = np.random.default_rng(0).random((100, 5))
+    table = pd.DataFrame(boxes, columns=["score", "x1", "y1", "x2", "y2"]).assign(image_id=["a"] * 50 + ["b"] * 50)
+    other = table.copy()
+    other.loc[: moved - 1, "x1"] += 2
+    if fine:
+        inference_benchmark.assert_alike(table, other.iloc[::-1])
+    else:
+        with pytest.raises(AssertionError, match="3 of 100 rows differ"):
+            inference_benchmark.assert_alike(table, other)
 
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, JPEGLosslessSV1])
@@ -153,6 +168,6 @@ def test_operations_of_known_networks():
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_has_its_operations(stage):
     """On four times the pixels a convolutional network does four times as much; a box head on proposals does not."""
-    config = getattr(SMALL, stage)
+    config = getattr(DEMO, stage)
     small, large = (forward_flops(stage, config, side) for side in (128, 256))
     assert 0 < small < large <= 4.01 * small

@@ -217,7 +217,7 @@ def test_all_members_of_a_fold_ensemble_are_used(images, weights, tmp_path):
         torch.manual_seed(1)
         path = folder / f"{stage}.1.safetensors"
         checkpoints.save(path, checkpoints.build_model(stage, config), stage, config)
-        weights_manifest.register_trained(path, stage, load_preset("small"), "another folder")
+        weights_manifest.register_trained(path, stage, load_preset("demo"), "another folder")
     ensemble = trained_model.load(folder)
     assert list(ensemble.models) == ["rcnn", "rcnn.1", "study", "study.1", "yolo"]
     assert ensemble.trained_on == "another folder, competition-0 (synthetic images)"

@@ -5,6 +5,7 @@ import logging
 import pytest
 
 from siimcovid.apps.command_line import main
+from siimcovid.apps.commands import run_command
 from siimcovid.apps.commands.run_command import Console, is_worth_a_line
 
 
@@ -55,3 +56,49 @@ def test_scoreboard_of_no_run_is_a_sentence(tmp_path, capsys, text, said):
         (tmp_path / "run.json").write_text(text)
     assert main(["scoreboard", str(tmp_path)]) == 2
     assert said in capsys.readouterr().err
+
+
+SAMPLE = "id,PredictionString\na_study,negative 1 0 0 1 1\nb_image,none 1 0 0 1 1\n"
+
+
+@pytest.mark.parametrize(
+    ("sample", "submission", "completed", "fault"),
+    [
+        (SAMPLE, SAMPLE, None, None),
+        ("", SAMPLE, SAMPLE, None),  # the run completed the sample
+        (SAMPLE, None, None, "submission.csv"),
+        (SAMPLE, SAMPLE[:20], None, "the id is missing"),
+        (SAMPLE, SAMPLE.replace("none 1", "none one"), None, "line 3: b_image"),
+        ("", "id,PredictionString\n", None, "is no sample submission"),
+        (None, "id,PredictionString\n", None, "no ids were found"),
+    ],
+)
+def test_status_tells_whether_a_valid_submission_was_written(
+    tmp_path, monkeypatch, capsys, sample, submission, completed, fault
+):
+    """However much of the run was degraded, which the notebook's last cell names."""
+    out, competition, notebook = tmp_path / "out", tmp_path / "competition", tmp_path / "kernel.ipynb"
+    files = {competition / "sample_submission.csv": sample, out / "submission.csv": submission, notebook: "{}"}
+    files[out / "repaired" / "sample_submission.csv"] = completed
+    competition.mkdir()
+    for path, text in files.items():
+        if text is not None:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+    monkeypatch.setattr(run_command, "_execute", lambda *arguments: True)
+    monkeypatch.setattr(run_command, "_finish", lambda *arguments: None)
+    status = main(["run", str(competition), "--out", str(out), "--notebook", str(notebook)])
+    assert status == (1 if fault else 0)
+    assert (fault or "") in capsys.readouterr().err
+
+
+def test_the_kernel_says_nothing_to_the_terminal(tmp_path, capfd):
+    """What a cell prints comes through the console; ipykernel's own warnings do not stand between it."""
+    import nbformat
+
+    cell = nbformat.v4.new_code_cell("print('one line')")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "in.ipynb")
+    assert run_command._execute(tmp_path / "in.ipynb", tmp_path / "out.ipynb", {})
+    printed = capfd.readouterr()
+    assert "one line" in printed.out
+    assert "WARNING" not in printed.out + printed.err

@@ -214,6 +214,7 @@ RESULT = {
             "rows": 40,
             "columns": 50,
             "study_probabilities": PROBABILITIES,
+            "notice": "It is odd.",
             "none": {"rcnn": 0.4, "ensemble": 0.6},
             "boxes": {"rcnn": [BOX, {**BOX, "score": 0.25}], "ensemble": [BOX]},
         },
@@ -222,6 +223,7 @@ RESULT = {
             "rows": 30,
             "columns": 20,
             "study_probabilities": PROBABILITIES,
+            "notice": "",
             "none": {"rcnn": 1.0, "ensemble": 1.0},
             "boxes": {"rcnn": [], "ensemble": []},
         },
@@ -237,6 +239,7 @@ def test_predictions_csv():
         [2, 30, 20, 1.0, 0],
     ]
     assert set(table["model"]) == {"ensemble"}
+    assert table["notice"].tolist() == [f"{RESULT['notice']} It is odd.", RESULT["notice"]]
     for label, value in PROBABILITIES.items():
         assert table[label].tolist() == table[f"image_{label}"].tolist() == [value, value]
 

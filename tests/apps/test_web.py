@@ -270,7 +270,7 @@ def test_every_member_of_a_fold_ensemble_counts(folder, tmp_path):
         if stage == "study":
             network.head[-1].bias.data[0] += 1  # untrained ones agree to four decimals
         checkpoints.save(path, network, stage, config)
-        weights_manifest.register_trained(path, stage, load_preset("small"), "nothing")
+        weights_manifest.register_trained(path, stage, load_preset("demo"), "nothing")
     model = load(tmp_path / "weights")
     client = create_app(model, LIMITS).test_client()
     data = encoded(image(), "PNG")
@@ -302,7 +302,7 @@ def test_everything_says_what_the_weights_were_trained_on(folder, tmp_path):
     (tmp_path / "competition-0.truth" / "synthetic.json").write_text("{}")
     for stage in ("rcnn", "yolo", "study"):
         path = tmp_path / "weights" / f"{stage}.safetensors"
-        weights_manifest.register_trained(path, stage, load_preset("small"), tmp_path / "competition-0")
+        weights_manifest.register_trained(path, stage, load_preset("demo"), tmp_path / "competition-0")
     client = create_app(load(tmp_path / "weights"), LIMITS).test_client()
     data = encoded(image(), "PNG")
     said = [client.get("/").text, post(client, data, path="/").text, post(client, data).json["notice"]]

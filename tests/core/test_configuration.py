@@ -9,7 +9,7 @@ import pytest
 from siimcovid.core.configuration import Preset, Range
 from siimcovid.core.errors import InputError
 from siimcovid.core.overrides import check, from_dict, leaf_keys, override, to_dict
-from siimcovid.core.presets import FULL, PRESETS, SMALL, load_preset
+from siimcovid.core.presets import DEMO, FULL, PRESETS, load_preset
 
 NUMBER, WHOLE = "a number, ", "a whole number, "
 
@@ -77,7 +77,7 @@ REFUSED = [
 @pytest.mark.parametrize(("key", "value", "text"), [(k, v, text) for k, values, text in REFUSED for v in values])
 def test_a_value_out_of_range_is_one_sentence(key, value, text):
     with pytest.raises(InputError) as caught:
-        load_preset("small", {key: value})
+        load_preset("demo", {key: value})
     message = str(caught.value)
     assert message.startswith(f"setting {key!r} must be ")
     assert text in message
@@ -113,7 +113,7 @@ UNFIT = [
 @pytest.mark.parametrize(("changes", "message"), UNFIT)
 def test_values_that_do_not_fit_each_other(changes, message):
     with pytest.raises(InputError, match=f"^setting {message}"):
-        load_preset("small", changes)
+        load_preset("demo", changes)
 
 
 @pytest.mark.parametrize(
@@ -128,20 +128,20 @@ def test_values_that_do_not_fit_each_other(changes, message):
     ],
 )
 def test_values_that_fit_each_other(changes):
-    load_preset("small", changes)
+    load_preset("demo", changes)
 
 
 def test_a_tree_built_in_code_is_checked():
     with pytest.raises(InputError, match=r"'study\.training\.epochs' must be"):
-        replace(SMALL, study=replace(SMALL.study, training=replace(SMALL.study.training, epochs=0))).check()
+        replace(DEMO, study=replace(DEMO.study, training=replace(DEMO.study.training, epochs=0))).check()
     with pytest.raises(InputError, match=r"'rcnn' must be a RcnnConfig"):
-        replace(SMALL, rcnn=None).check()
+        replace(DEMO, rcnn=None).check()
     with pytest.raises(InputError, match="'size' must be a multiple of 32"):
-        override(SMALL.yolo, {"size": 250})
+        override(DEMO.yolo, {"size": 250})
 
 
 def test_a_configuration_from_json_is_checked():
-    values = json.loads(json.dumps(to_dict(SMALL)))
+    values = json.loads(json.dumps(to_dict(DEMO)))
     values["yolo"]["training"]["batch"] = 0
     with pytest.raises(InputError, match=r"'yolo\.training\.batch' must be"):
         from_dict(Preset, values)
@@ -185,22 +185,22 @@ def test_the_largest_stride_is_that_of_the_package():
     from siimcovid.models.yolo import build
 
     for name in ("yolov5n", "hub/yolov5n6"):
-        config = replace(SMALL.yolo, architecture=name, backbone="")
+        config = replace(DEMO.yolo, architecture=name, backbone="")
         assert int(build(config).model.stride.max()) == config.largest_stride
 
 
 def test_every_number_has_a_range():
     """What a preset holds is refused when it is not finite, so no setting was forgotten."""
-    for key in leaf_keys(SMALL):
-        value = SMALL
+    for key in leaf_keys(DEMO):
+        value = DEMO
         for part in key.split("."):
             value = getattr(value, part)
         if isinstance(value, int | float) and not isinstance(value, bool):
             for wrong in ("nan", "inf", -1e12):
                 with pytest.raises(InputError, match=f"setting {key!r} must be "):
-                    override(SMALL, {key: wrong})
+                    override(DEMO, {key: wrong})
 
 
 def test_a_number_of_too_many_digits():
     with pytest.raises(InputError, match="not a number of more than"):
-        override(SMALL, {"seed": 10**5000})
+        override(DEMO, {"seed": 10**5000})

@@ -184,10 +184,10 @@ def test_survives_json(name):
     ],
 )
 def test_override(key, given, kept):
-    preset = load_preset("small", {key: given})
+    preset = load_preset("demo", {key: given})
     assert value_at(preset, key) == kept
     assert type(value_at(preset, key)) is type(kept)
-    changed = [k for k in leaf_keys(preset) if value_at(preset, k) != value_at(load_preset("small"), k)]
+    changed = [k for k in leaf_keys(preset) if value_at(preset, k) != value_at(load_preset("demo"), k)]
     assert changed in ([key], [])
 
 
@@ -209,7 +209,7 @@ def test_override(key, given, kept):
 )
 def test_override_refuses(key, value, said):
     with pytest.raises(InputError, match=said) as caught:
-        load_preset("small", {key: value})
+        load_preset("demo", {key: value})
     assert repr(key) in str(caught.value)
 
 
@@ -220,6 +220,6 @@ def test_unknown_preset_names_those_there_are():
 
 @pytest.mark.parametrize("damage", [{"nmae": "x"}, {"name": 3}, {"rcnn": 1}, {}])
 def test_from_dict_refuses(damage):
-    values = to_dict(load_preset("small")) | damage if damage else {}
+    values = to_dict(load_preset("demo")) | damage if damage else {}
     with pytest.raises(InputError):
         from_dict(Preset, values)

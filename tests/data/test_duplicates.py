@@ -159,11 +159,11 @@ def fitted(monkeypatch):
 def test_fit_trains_on_a_image_once(fitted, tmp_path):
     images = write(tmp_path, {f"f{k}": texture(k % 5) for k in range(7)})
     images["boxes"] = [[BOX] if k == 6 else [] for k in range(7)]
-    preset = load_preset("small", {"rcnn.size": 64})
+    preset = load_preset("demo", {"rcnn.size": 64})
     train_stage.fit("rcnn", preset, images, tmp_path, None, tmp_path)
     assert fitted["cached_images"] == ["f0", "f2", "f3", "f4", "f6"]
     train_stage.fit(
-        "rcnn", load_preset("small", {"rcnn.size": 64, "duplicates": False}), images, tmp_path, None, tmp_path
+        "rcnn", load_preset("demo", {"rcnn.size": 64, "duplicates": False}), images, tmp_path, None, tmp_path
     )
     assert fitted["cached_images"] == images["image_id"].tolist()
 
@@ -173,7 +173,7 @@ def test_fit_holds_all_copies_out_together(fitted, tmp_path):
     images = write(tmp_path, {f"f{k}": texture(k % 4) for k in range(8)})
     for fold in range(2):
         settings = {"rcnn.size": 64, "rcnn.training.validate": True, "folds": 2, "fold": fold}
-        train_stage.fit("rcnn", load_preset("small", settings), images, tmp_path, None, tmp_path)
+        train_stage.fit("rcnn", load_preset("demo", settings), images, tmp_path, None, tmp_path)
         held_out, trained = fitted["evaluate"](None), fitted["cached_images"]
         assert all((f"f{k}" in held_out) == (f"f{k + 4}" in held_out) for k in range(4))
         assert sorted(trained) == [f"f{k}" for k in range(4) if f"f{k}" not in held_out]
@@ -194,7 +194,7 @@ def test_cross_validation_holds_all_copies_out_together(monkeypatch, tmp_path):
     monkeypatch.setattr("siimcovid.training.cross_validation.predict_table", predict)
     monkeypatch.setattr("siimcovid.models.checkpoints.load", lambda path: (None, None, None))
     found = cross_validate(
-        images, load_preset("small", {"folds": 2}), tmp_path, None, tmp_path / "out", stages=["study"]
+        images, load_preset("demo", {"folds": 2}), tmp_path, None, tmp_path / "out", stages=["study"]
     )
     fold = found.images.set_index("image_id")["fold"]
     assert len(fold) == 8

@@ -10,6 +10,7 @@ from siimcovid.core.errors import InputError
 from siimcovid.core.labels import CLASSES, STUDY_COLUMNS, STUDY_LABELS
 from siimcovid.evaluation.mean_average_precision import Matches, area_under_curve, compare, match_classes
 from siimcovid.evaluation.report_tables import (
+    POSITIVES,
     as_text,
     box_figures,
     evaluate,
@@ -168,8 +169,8 @@ def test_tables_side_by_side():
     scores, boxes, study_probs = score_table(evaluations), table_1(evaluations), table_2(evaluations)
     assert scores.shape == (2, 7)
     assert scores.loc["first", "opacity"] == pytest.approx(0.5)
-    assert boxes.index.tolist() == ["mAP@.50", "F1-score", "mean recall", "mean precision", "threshold"]
-    assert boxes["second"].tolist() == pytest.approx([0.5, 0.5, 1 / 3, 1.0, 0.9])
+    assert boxes.index.tolist() == ["mAP@.50", POSITIVES, "F1-score", "mean recall", "mean precision", "threshold"]
+    assert boxes["second"].tolist() == pytest.approx([0.5, (1 + 2 / 3) / 3, 0.5, 1 / 3, 1.0, 0.9])
     assert study_probs.index.tolist() == ["accuracy", "mean recall", "mean precision", "F1-score", "mAP"]
     assert study_probs["first"].tolist() == [1.0] * 5
 

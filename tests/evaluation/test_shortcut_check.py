@@ -1,4 +1,4 @@
-"""Shortcuts: markers and borders go, the lungs stay; who reads markers falls; a run with time says so."""
+"""Shortcuts: who reads markers falls, and a run with time says so."""
 
 import json
 
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from siimcovid.core.labels import STUDY_LABELS
-from siimcovid.core.presets import SMALL, override
+from siimcovid.core.presets import DEMO, override
 from siimcovid.data.competition import Competition, read_index
+from siimcovid.data.covering import cover
 from siimcovid.data.image_memory import ImageMemory
 from siimcovid.evaluation import shortcut_check
 from siimcovid.inference.predictor import predict_images, predict_table, study_probabilities
@@ -20,79 +21,11 @@ from siimcovid.kernel.kernel_inputs import KernelInputs
 from siimcovid.kernel.parameters import Parameters
 from siimcovid.kernel.run import LoadedModels, Run
 from siimcovid.kernel.time_budget import TimeBudget
+from support.painted_chest import chest
 from support.run_folder import write_run
 
 SIDE = 128
-CONFIG = override(SMALL.study, {"infer_size": SIDE})
-
-#: Where the letter stands: rows, columns, as shares.
-LETTER = (0.12, 0.22), (0.78, 0.88)
-
-
-def chest(rows: int, columns: int) -> np.ndarray:
-    """Two dark lungs in a bright body, nothing of it narrow or sharp."""
-    y, x = np.mgrid[0:rows, 0:columns] / [[[rows]], [[columns]]]
-    lungs = sum(np.exp(-(((x - centre) / 0.13) ** 2) - ((y - 0.5) / 0.28) ** 2) for centre in (0.3, 0.7))
-    return np.rint(170 - 110 * lungs + 8 * np.sin(40 * y)).astype(np.uint8)
-
-
-def marked(image: np.ndarray, border: float = 0.03) -> np.ndarray:
-    """The image with an "L" and a white frame burned in."""
-    image, (rows, columns) = image.copy(), image.shape
-    (top, bottom), (left, right) = ([round(v * n) for v in share] for share, n in zip(LETTER, image.shape, strict=True))
-    stroke = max(1, round(0.015 * max(image.shape)))
-    image[top:bottom, left : left + stroke] = image[bottom - stroke : bottom, left:right] = 255
-    frame = [max(1, round(border * n)) for n in (rows, columns)]
-    image[: frame[0]] = image[-frame[0] :] = 255
-    image[:, : frame[1]] = image[:, -frame[1] :] = 255
-    return image
-
-
-def part(image: np.ndarray, rows: tuple[float, float], columns: tuple[float, float]) -> np.ndarray:
-    (a, b), (c, d) = ([round(v * n) for v in share] for share, n in zip((rows, columns), image.shape, strict=True))
-    return image[a:b, c:d]
-
-
-def steepest(image: np.ndarray) -> float:
-    """The largest step between neighbours."""
-    return max(np.abs(np.diff(image.astype(float), axis=axis)).max() for axis in (0, 1))
-
-
-@pytest.mark.parametrize("shape", [(128, 128), (256, 256), (320, 260), (1024, 1024)])
-def test_letter_and_border_go_and_the_lungs_stay(shape):
-    image = chest(*shape)
-    shown = marked(image)
-    before = shown.copy()
-    covered = shortcut_check.cover(shown)
-    assert (shown == before).all()
-    assert (covered.shape, covered.dtype) == (shape, np.uint8)
-    assert (part(covered, (0.25, 0.75), (0.25, 0.75)) == part(image, (0.25, 0.75), (0.25, 0.75))).all()
-    assert (part(covered, (0.25, 0.9), (0.1, 0.9)) == part(image, (0.25, 0.9), (0.1, 0.9))).all()
-    letter, plain = part(covered, *LETTER).astype(float), part(image, *LETTER)
-    assert np.abs(letter - plain).max() < 15  # of the 85 by which it stood out
-    assert covered.max() < 185
-    assert steepest(covered) <= steepest(image) + 3  # no edge where something was
-    other = shortcut_check.cover(image)
-    assert np.abs(covered.astype(float) - other).max() < 15  # nor does the image say that there was
-
-
-@pytest.mark.parametrize("image", [np.zeros((40, 30)), np.full((64, 64), 255), np.eye(3) * 255, np.ones((1, 1))])
-def test_images_that_show_nothing(image):
-    covered = shortcut_check.cover(image.astype(np.uint8))
-    assert covered.shape == image.shape
-    assert image.min() <= covered.min() <= covered.max() <= image.max()
-
-
-def test_what_is_no_marker_stays():
-    image = chest(256, 256)
-    cv2.line(image, (60, 40), (225, 110), 255, 3)  # a catheter, longer than a word
-    cv2.rectangle(image, (200, 30), (230, 60), 255, -1)  # wider than a stroke
-    cv2.circle(image, (128, 128), 3, 255, -1)  # among the lungs
-    assert not shortcut_check.markers(image).any()
-    cv2.putText(image, "AP", (200, 235), cv2.FONT_HERSHEY_SIMPLEX, 0.5, 255, 1, cv2.LINE_AA)
-    found = np.argwhere(shortcut_check.markers(image))
-    assert found.min() >= 198  # rows and columns of the word alone
-    assert len(found) > 100
+CONFIG = override(DEMO.study, {"infer_size": SIDE})
 
 
 class Reader(nn.Module):
@@ -130,7 +63,7 @@ def test_who_reads_the_marker_falls(cached_images, where, fall):
     folder, images = cached_images
     tables = [
         study_probabilities(predict_table("study", CONFIG, Reader(where, where), images, folder, change=change))
-        for change in (None, shortcut_check.cover)
+        for change in (None, cover)
     ]
     found = shortcut_check.compare(*tables, images.set_index("study_id")["study_label"])
     assert found["as they are"] == dict.fromkeys((*STUDY_LABELS, "mean"), 1.0)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from siimcovid.core.configuration import Preset
 from siimcovid.core.errors import InputError
 from siimcovid.core.overrides import leaf_keys
-from siimcovid.core.presets import SMALL
+from siimcovid.core.presets import DEMO
 from siimcovid.kernel.parameters import MODES, check_parameters
 from siimcovid.kernel.recovery import Recovery
 from siimcovid.kernel.run_record import to_json
@@ -33,7 +33,7 @@ anything = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
     max_leaves=6,
 )
-keys = st.sampled_from(sorted(leaf_keys(SMALL))) | st.text(max_size=12)
+keys = st.sampled_from(sorted(leaf_keys(DEMO))) | st.text(max_size=12)
 overrides = (
     st.dictionaries(keys, anything, max_size=3) | anything | st.text(alphabet='{}[]":,.0123456789eE-naNrc', max_size=30)
 )
@@ -44,7 +44,7 @@ parameters = st.fixed_dictionaries(
         "hours": anything,
         "seed": anything,
         "mode": anything | st.sampled_from(MODES),
-        "preset": anything | st.sampled_from(["small", "full"]),
+        "preset": anything | st.sampled_from(["demo", "full"]),
         "competition_dir": anything,
         "weights_dir": anything,
         "output_dir": anything.filter(lambda value: not isinstance(value, str) or not set(value) & set("/~.")),

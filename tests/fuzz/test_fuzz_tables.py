@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from siimcovid.core.configuration import Preset
 from siimcovid.core.overrides import from_dict, override, read_settings, to_dict
-from siimcovid.core.presets import SMALL, load_preset
+from siimcovid.core.presets import DEMO, load_preset
 from siimcovid.core.tables import find_table, read_csv
 from siimcovid.data.competition import BOX_FAULTS, box_fractions, load, parse_boxes, read_index, write_index
 from siimcovid.data.dataset_statistics import describe, nih_findings, rsna_classes
@@ -131,10 +131,10 @@ def test_boxes(text, rows, columns):
 
 @fuzzed(150, PROPERTIES, changes=CHANGES)
 def test_overrides(changes):
-    preset = one_sentence(load_preset, "small", changes)
+    preset = one_sentence(load_preset, "demo", changes)
     if preset is not None:
         assert from_dict(Preset, json.loads(json.dumps(to_dict(preset), allow_nan=False))) == preset
-    one_sentence(override, SMALL.yolo, changes)
+    one_sentence(override, DEMO.yolo, changes)
 
 
 SET = st.tuples(SLIPS, st.sampled_from(["=", "", " = "]), NUMBERS | TEXTS).map("".join)

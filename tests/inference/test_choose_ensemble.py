@@ -13,7 +13,7 @@ from siimcovid.inference.choose_ensemble import FITTED, PRESET, choose
 from siimcovid.inference.ensemble import combine
 from support.fabricated_outputs import GOOD, USELESS, FabricatedDetector, fabricate
 
-PLAIN = load_preset("small", fit_ensemble.NOTHING)
+PLAIN = load_preset("demo", fit_ensemble.NOTHING)
 LEFT, RIGHT = FabricatedDetector(blind="right"), FabricatedDetector(blind="left", shift=0.5)
 
 
@@ -59,7 +59,7 @@ def test_few_images_leave_the_presets_numbers():
     outputs, images = fabricate({"rcnn": GOOD, "yolo": GOOD}, 60)
     chosen = choose(outputs, images, {}, PLAIN)
     assert (chosen.choice, chosen.overrides, chosen.items) == (PRESET, {}, None)
-    assert "preset small. Mean" in chosen.sentence(PLAIN)
+    assert "preset demo. Mean" in chosen.sentence(PLAIN)
     assert "too few images to fit numbers on" in chosen.sentence(PLAIN)
 
 

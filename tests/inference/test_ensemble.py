@@ -61,4 +61,4 @@ def test_members_and_mirrored_images_have_their_detectors_weight(outputs):
 )
 def test_numbers_that_do_not_fit_are_named(outputs, changes, words):
     with pytest.raises(InputError, match=words):
-        combine(outputs, load_preset("small", PLAIN | changes))
+        combine(outputs, load_preset("demo", PLAIN | changes))

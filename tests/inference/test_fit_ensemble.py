@@ -99,7 +99,7 @@ def test_numbers_beside_weights(tmp_path):
     path = fit_ensemble.write(tmp_path, numbers, PRESET, "demo")
     assert fit_ensemble.read(tmp_path) == numbers
     entry = json.loads((tmp_path / "manifest.json").read_text())["ensemble.json"]
-    assert (entry["preset"], entry["stage"]) == ("small", "combination")
+    assert (entry["preset"], entry["stage"]) == ("demo", "combination")
     path.write_text('{"rcnn.training.epochs": 1}')
     with pytest.raises(InputError, match="damaged"):  # not what the manifest vouches for
         fit_ensemble.read(tmp_path)
@@ -121,19 +121,19 @@ def crossval(tmp_path, monkeypatch):
 
 
 def test_the_command_fits_and_writes(crossval, capsys):
-    given = ["fit-ensemble", "--data", "demo", "--crossval", str(crossval), "--preset", "small"]
+    given = ["fit-ensemble", "--data", "demo", "--crossval", str(crossval), "--preset", "demo"]
     assert main([*given, "--out", str(crossval / "weights")]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("120 images, each scored by numbers fitted without its fold")
     numbers = fit_ensemble.read(crossval / "weights")
     assert set(fit_ensemble.NOTHING) <= set(numbers)  # the preset's own numbers do not stay beside them
-    assert load_preset("small", numbers).late_fusion.laterality == tuple(numbers["late_fusion.laterality"])
+    assert load_preset("demo", numbers).late_fusion.laterality == tuple(numbers["late_fusion.laterality"])
     assert main([*given, "--items", "none"]) == 0
     assert "laterality" not in capsys.readouterr().out.split("--set")[0]
 
 
 def test_the_command_says_what_is_missing(crossval, capsys):
-    given = ["fit-ensemble", "--data", "demo", "--crossval", str(crossval), "--preset", "small"]
+    given = ["fit-ensemble", "--data", "demo", "--crossval", str(crossval), "--preset", "demo"]
     three = ["--set", "fusion.detectors=rcnn,yolo,retinanet", "--set", "fusion.weights=1,1,1"]
     assert main([*given, *three]) == 2
     assert "lacks retinanet: run `siimcovid crossval` with it" in capsys.readouterr().err

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from siimcovid.core import stage_names
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import STUDY_LABELS
-from siimcovid.core.presets import SMALL, override
+from siimcovid.core.presets import DEMO, override
 from siimcovid.data.competition import index_table, write_index
 from siimcovid.inference.predictor import predict_images, predict_table
 from support import split_predictions
 from support.tiny_weights import write_weights
 
 IMAGES = 11
-CONFIG = override(SMALL.rcnn, {"infer_batch": 2, "infer_size": 64})
+CONFIG = override(DEMO.rcnn, {"infer_batch": 2, "infer_size": 64})
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_stops_after_a_batch_when_told(cached_images, batches):
 def test_nothing_to_look_at(cached_images):
     folder, images = cached_images
     assert predict_images("rcnn", CONFIG, Bright(), images.head(0), folder / "cache").table.empty
-    study = override(SMALL.study, {"infer_size": 64})
+    study = override(DEMO.study, {"infer_size": 64})
     assert predict_table("study", study, Bright(), images.head(0), folder / "cache").columns.tolist() == [
         *("image_id", "study_id"), *STUDY_LABELS,
     ]  # fmt: skip

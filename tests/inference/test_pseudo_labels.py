@@ -54,7 +54,7 @@ def test_which_images_are_taken(none, scores, expected):
 def test_further_training_is_short_and_slow_and_on_both():
     images = pd.DataFrame({"image_id": ["a", "b", "t"], "split": ["train", "train", "test"]})
     labelled = pd.DataFrame({"image_id": ["t"], "split": ["train"]})
-    preset = load_preset("small", {"pseudo.epochs": 2, "pseudo.learning_rate": 0.5, "rcnn.training.validate": True})
+    preset = load_preset("demo", {"pseudo.epochs": 2, "pseudo.learning_rate": 0.5, "rcnn.training.validate": True})
     changed, together = pseudo_labels.further("rcnn", preset, images, labelled)
     training = changed.rcnn.training
     rate = preset.rcnn.training.learning_rate
@@ -69,7 +69,7 @@ SETTINGS |= {"pseudo.epochs": 1, "pseudo.none": 0.5, "pseudo.score": 0.001}  # e
 
 
 def go(folder, start, out, mode, **overrides):
-    run = steps.start(str(folder), str(start), str(out), "small", mode, overrides=SETTINGS | overrides)
+    run = steps.start(str(folder), str(start), str(out), "demo", mode, overrides=SETTINGS | overrides)
     steps.plan(run)
     steps.prepare(run)
     steps.fit(run)

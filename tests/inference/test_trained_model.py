@@ -13,8 +13,10 @@ import torch
 import siimcovid
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import STUDY_LABELS
-from siimcovid.core.presets import SMALL, load_preset
+from siimcovid.core.overrides import override
+from siimcovid.core.presets import DEMO, load_preset
 from siimcovid.models import checkpoints, weights_manifest
+from siimcovid.models.unlike_training import SENTENCE
 from support.tiny_weights import SIDE, write_weights
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (150, 200), dtype=np.uint8)
@@ -108,12 +110,12 @@ def spoil(folder: Path, how: str) -> None:
         path.write_bytes(path.read_bytes()[:1000])
     elif how == "stage":
         path.write_bytes((folder / "rcnn.safetensors").read_bytes())
-        weights_manifest.register_trained(path, "yolo", load_preset("small"), "nothing")
+        weights_manifest.register_trained(path, "yolo", load_preset("demo"), "nothing")
     elif how == "nan":
         _, config, model = checkpoints.load(path)
         next(model.parameters()).data.fill_(torch.nan)
         checkpoints.save(path, model, "yolo", config)
-        weights_manifest.register_trained(path, "yolo", load_preset("small"), "nothing")
+        weights_manifest.register_trained(path, "yolo", load_preset("demo"), "nothing")
     elif how == "none":
         for stage in ("rcnn", "yolo", "study"):
             (folder / f"{stage}.safetensors").unlink()
@@ -143,9 +145,25 @@ def test_the_preset_and_the_fitted_numbers_are_used(tmp_path, model):
     from siimcovid.inference import fit_ensemble
 
     folder = write_weights(tmp_path)
-    fit_ensemble.write(folder, {"fusion.calibration": [1.0, 3.0, 1.0, 3.0]}, SMALL, "nothing")
+    fit_ensemble.write(folder, {"fusion.calibration": [1.0, 3.0, 1.0, 3.0]}, DEMO, "nothing")
     changed = siimcovid.load(folder)
     assert changed.preset.fusion.calibration == (1.0, 3.0, 1.0, 3.0)
     assert changed.identity != model.identity
     assert changed.predict(PIXELS).none < model.predict(PIXELS).none
     assert changed.models["rcnn"][0].infer_size == SIDE
+
+
+def test_an_image_unlike_those_of_training_has_a_notice_more(tmp_path):
+    """The limit is put below every distance, then above; the sentence is the only difference."""
+    config = override(DEMO.study, {"size": SIDE, "infer_size": SIDE, "typical_images": 2})
+    found = []
+    for limit in (-60.0, 60.0):
+        torch.manual_seed(0)
+        network = checkpoints.build_model("study", config)
+        network.unlike.limit.fill_(limit)
+        folder = tmp_path / str(limit)
+        checkpoints.save(folder / "study.safetensors", network, "study", config)
+        weights_manifest.register_trained(folder / "study.safetensors", "study", DEMO, "nothing")
+        found.append(siimcovid.load(folder).predict(PIXELS))
+    assert found[0].notices == (*found[1].notices, SENTENCE)
+    assert found[0].study_probs == found[1].study_probs

@@ -206,9 +206,9 @@ def test_bad_weights_leave_what_was_built_before(tmp_path, fault, said):
 @pytest.mark.parametrize(
     ("stages", "expected"),
     [
-        (("rcnn", "yolo", "study"), {"PRESET": "small", "MODE": "infer"}),
-        (("backbone",), {"PRESET": "small", "MODE": "finetune"}),
-        (("rcnn", "yolo"), {"PRESET": "small", "MODE": "finetune"}),
+        (("rcnn", "yolo", "study"), {"PRESET": "demo", "MODE": "infer"}),
+        (("backbone",), {"PRESET": "demo", "MODE": "finetune"}),
+        (("rcnn", "yolo"), {"PRESET": "demo", "MODE": "finetune"}),
     ],
 )
 def test_the_kernel_is_set_to_what_its_weights_allow(tmp_path, stages, expected):
@@ -220,15 +220,15 @@ def test_the_kernel_is_set_to_what_its_weights_allow(tmp_path, stages, expected)
 
 def test_parameters_follow_the_parameters_cell_and_nothing_else_changes():
     notebook = json.loads((ROOT / "notebooks" / "siim_covid19.ipynb").read_text())
-    changed = with_parameters(notebook, {"PRESET": "small", "MODE": "finetune"}, "x")
+    changed = with_parameters(notebook, {"PRESET": "demo", "MODE": "finetune"}, "x")
     at = next(i for i, cell in enumerate(notebook["cells"]) if "parameters" in cell["metadata"].get("tags", []))
     assert changed["cells"][: at + 1] + changed["cells"][at + 2 :] == notebook["cells"]
     values: dict = {}
     for cell in changed["cells"][at : at + 2]:
         exec("".join(cell["source"]), values)
-    assert (values["PRESET"], values["MODE"], values["OUTPUT_DIR"]) == ("small", "finetune", ".")
+    assert (values["PRESET"], values["MODE"], values["OUTPUT_DIR"]) == ("demo", "finetune", ".")
     with pytest.raises(InputError, match="no parameter PRESETS"):
-        with_parameters(notebook, {"PRESETS": "small"}, "x")
+        with_parameters(notebook, {"PRESETS": "demo"}, "x")
 
 
 def test_the_kernels_of_a_session_follow_those_before_it():

@@ -70,7 +70,7 @@ def test_first_push_creates_and_second_makes_versions(bundles, stub):
     sent = ["".join(cell["source"]) for cell in json.loads(kernel["text"])["cells"]]
     built = json.loads((bundles / KERNEL / "siim_covid19.ipynb").read_text())["cells"]
     assert sent == ["".join(cell["source"]) for cell in built]
-    assert 'PRESET = "small"'.replace('"', "'") in "\n".join(sent)
+    assert 'PRESET = "demo"'.replace('"', "'") in "\n".join(sent)
     assert not any("does not resolve" in line for line in said)  # the client's word for a title that is not the slug
 
     stub.calls.clear()

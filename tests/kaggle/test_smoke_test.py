@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("stage", ["rcnn", "yolo", "study"])
 def test_a_stage_trains_and_predicts(stage):
-    preset = load_preset("small", {**tiny_overrides(SIDE), f"{stage}.training.batch": 2, f"{stage}.infer_batch": 2})
+    preset = load_preset("demo", {**tiny_overrides(SIDE), f"{stage}.training.batch": 2, f"{stage}.infer_batch": 2})
     facts = try_stage(stage, getattr(preset, stage), CPU)
     assert "error" not in facts
     assert (facts["size"], facts["batch"]) == (SIDE, 2)
@@ -32,7 +32,7 @@ def test_a_stage_that_fails_is_named_with_its_error(monkeypatch):
         raise RuntimeError("no kernel image is available for execution on the device")
 
     monkeypatch.setattr(smoke_module.checkpoints, "build_model", broken)
-    facts = try_stage("rcnn", load_preset("small").rcnn, CPU)
+    facts = try_stage("rcnn", load_preset("demo").rcnn, CPU)
     assert stage_line("rcnn", facts) == (
         "rcnn: FAILED: RuntimeError: no kernel image is available for execution on the device"
     )
@@ -52,7 +52,7 @@ def test_the_whole_writes_a_plan_for_nine_hours(tmp_path):
     write_competition(tmp_path / "competition", train_studies=6, test_studies=2, seed=0, scale=0.1, workers=1)
     weights, lines = write_tiny_weights(tmp_path / "weights", SIDE), []
     result = smoke_test(
-        "small",
+        "demo",
         tmp_path / "out",
         str(tmp_path / "competition"),
         str(weights),

@@ -141,7 +141,7 @@ def faults() -> Iterator[Fault]:
     for name, value, happens, named in (
         ("HOURS", "nine", "9 hours", "HOURS must be a number"),
         ("MODE", "train", "MODE infer", "MODE must be"),
-        ("PRESET", "medium", "PRESET full", "PRESET must be 'full' or 'small', not 'medium'"),
+        ("PRESET", "medium", "PRESET full", "PRESET must be 'full' or 'small' or 'demo' or 'best', not 'medium'"),
         ("OVERRIDES", {"rcnn.epochs": 3}, "the preset without OVERRIDES", "rcnn.training.epochs"),
         ("OVERRIDES", "rcnn.epochs=3", "the preset without OVERRIDES", "OVERRIDES must be JSON"),
         ("STRICT", "maybe", "STRICT False", "STRICT must be true or false"),

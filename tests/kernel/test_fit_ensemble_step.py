@@ -52,7 +52,7 @@ def spy(monkeypatch, folders):
 def trained(folders, out, **overrides):
     settings = {"cache_size": 96, "folds": 2, **overrides}
     given = str(folders / "competition"), str(folders / "weights"), str(out)
-    run = steps.start(*given, "small", "finetune", overrides=settings)
+    run = steps.start(*given, "demo", "finetune", overrides=settings)
     steps.prepare(run)
     steps.fit(run)
     return run
@@ -85,7 +85,7 @@ def test_what_is_fitted_on_the_fold_combines_the_test_images(folders, tmp_path, 
     assert record["requested"]["fusion"]["weights"] == [1.0, 1.0]  # by which a restart is known
     assert record["seconds"][FIT_ENSEMBLE] > 0
     assert "fitted numbers (yolo left out of the fusion)" in capsys.readouterr().out
-    infer = steps.start(str(folders / "competition"), str(tmp_path / "weights"), str(tmp_path / "infer"), "small")
+    infer = steps.start(str(folders / "competition"), str(tmp_path / "weights"), str(tmp_path / "infer"), "demo")
     assert infer.preset.fusion.weights == (1.0, 0.0)
     assert infer.record.ensemble == {"source": str(tmp_path / "weights" / "ensemble.json")}
 
@@ -98,7 +98,7 @@ def test_numbers_of_another_run_do_not_stay(folders, tmp_path, spy):
     assert spy.outputs is None
     assert fit_ensemble.FILE not in weights_manifest.read_manifest(tmp_path / "weights")
     assert not (tmp_path / "weights" / fit_ensemble.FILE).exists()
-    assert run.record.ensemble == {"source": "preset small"}
+    assert run.record.ensemble == {"source": "preset demo"}
     assert FIT_ENSEMBLE not in run.record.seconds
 
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from siimcovid.core.labels import STUDY_LABELS
-from siimcovid.core.presets import SMALL
+from siimcovid.core.presets import DEMO
 from siimcovid.inference import fit_ensemble
 from siimcovid.kernel import steps
 from siimcovid.synthetic.demo_competition import write_competition
@@ -26,13 +26,13 @@ def folders(tmp_path_factory):
     """A competition, and weights that know nothing with fitted numbers beside them."""
     top = tmp_path_factory.mktemp("inputs")
     write_competition(top / "competition", train_studies=4, test_studies=4, seed=1, scale=0.03)
-    fit_ensemble.write(write_weights(top / "weights"), NUMBERS, SMALL, "nothing")
+    fit_ensemble.write(write_weights(top / "weights"), NUMBERS, DEMO, "nothing")
     return top
 
 
 def start(folders, out, weights="weights", **overrides):
     given = str(folders / "competition"), str(folders / weights), str(out)
-    return steps.start(*given, "small", overrides={"cache_size": 96, **overrides})
+    return steps.start(*given, "demo", overrides={"cache_size": 96, **overrides})
 
 
 def test_fitted_numbers_are_taken_over(folders, tmp_path, capsys):
@@ -59,7 +59,7 @@ def test_damaged_numbers_are_recorded_and_left(folders, tmp_path):
         (tmp_path / "weights" / path.name).write_bytes(path.read_bytes())
     (tmp_path / "weights" / fit_ensemble.FILE).write_text('{"late_fusion.opacity_none": 0.25}')
     run = start(folders, tmp_path / "out", tmp_path / "weights")
-    assert run.preset.late_fusion == SMALL.late_fusion
+    assert run.preset.late_fusion == DEMO.late_fusion
     (fault,) = run.degraded
     assert fault["step"] == "weights"
     assert fit_ensemble.FILE in fault["reason"]

@@ -43,7 +43,7 @@ def execute(folder: Path, **parameters) -> dict:
     return papermill.execute_notebook(
         NOTEBOOK,
         folder / "out.ipynb",
-        {"PRESET": "small", "OUTPUT_DIR": str(folder), "OVERRIDES": TINY, **parameters},
+        {"PRESET": "demo", "OUTPUT_DIR": str(folder), "OVERRIDES": TINY, **parameters},
         kernel_name="python3",
         progress_bar=False,
         cwd=folder,
@@ -179,12 +179,12 @@ def test_bad_parameters_are_sentences(runs, tmp_path):
         ({"weights_dir": tmp_path}, str(tmp_path)),
     ]:
         with pytest.raises(InputError, match=said):
-            steps.start(**{**good, "preset": "small", "strict": True, **bad})
+            steps.start(**{**good, "preset": "demo", "strict": True, **bad})
 
 
 def test_local_fine_tuning_needs_no_weights_folder(runs, tmp_path):
     run = steps.start(
-        str(runs["competition"]), "", str(tmp_path), "small", "finetune", 9, '{"yolo.training.epochs": 1}', True
+        str(runs["competition"]), "", str(tmp_path), "demo", "finetune", 9, '{"yolo.training.epochs": 1}', True
     )
     assert run.preset.yolo.training.epochs == 1
     assert weights_manifest.read_manifest(run.inputs.weights).keys() == {"efficientnet_lite0.safetensors"}

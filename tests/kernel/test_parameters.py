@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from siimcovid.core.errors import InputError
-from siimcovid.core.presets import FULL, SMALL
+from siimcovid.core.presets import DEMO, FULL
 from siimcovid.kernel.parameters import Parameters, check_parameters
 from siimcovid.kernel.recovery import Recovery
 
@@ -63,7 +63,11 @@ INVALID = [
         "JOBS must be a whole number of 0 or more",
     ),
     ("mode", ("train", "", None, 1, True, ["infer"], {}, ANY), "MODE must be 'infer' or 'finetune'"),
-    ("preset", ("medium", "", None, 1, ["small"], {}, SMALL, ANY), "PRESET must be 'full' or 'small'"),
+    (
+        "preset",
+        ("medium", "", None, 1, ["demo"], {}, DEMO, ANY),
+        "PRESET must be 'full' or 'small' or 'demo' or 'best'",
+    ),
     (
         "seed",
         (-1, 2**32, 1.5, "seven", True, math.nan, math.inf, [1], "1.0", ANY),
@@ -146,9 +150,9 @@ def test_all_wrong_at_once():
 
 
 def test_overrides_go_before_the_seed():
-    found = check_parameters({"preset": "small", "seed": 7, "overrides": {"seed": 9}}, Recovery())
-    assert (found.preset.name, found.preset.seed, found.overrides) == ("small", 9, {"seed": 9})
-    kept = check_parameters({"preset": "small", "seed": 7, "overrides": {"nothing": 9}}, Recovery())
+    found = check_parameters({"preset": "demo", "seed": 7, "overrides": {"seed": 9}}, Recovery())
+    assert (found.preset.name, found.preset.seed, found.overrides) == ("demo", 9, {"seed": 9})
+    kept = check_parameters({"preset": "demo", "seed": 7, "overrides": {"nothing": 9}}, Recovery())
     assert (kept.preset.seed, kept.overrides) == (7, {"seed": 7})
     assert check_parameters({}, Recovery()).preset is FULL
 

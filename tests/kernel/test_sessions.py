@@ -16,7 +16,7 @@ import pytest
 
 from siimcovid.core import paths
 from siimcovid.core.errors import InputError
-from siimcovid.core.presets import SMALL
+from siimcovid.core.presets import DEMO
 from siimcovid.core.stage_names import SUBMISSION_STAGES
 from siimcovid.evaluation import submission_validator
 from siimcovid.inference import fit_ensemble
@@ -79,7 +79,7 @@ class Sessions:
                     lambda run, step, model: (lambda _: False) if model == stop_at else ask(run, step, model),
                 )
             given = {"COMPETITION_DIR": str(self.top / "competition"), "OUTPUT_DIR": str(self.top / name)}
-            given |= {"PRESET": "small", "MODE": "finetune", "OVERRIDES": SETTINGS, "SESSIONS": sessions}
+            given |= {"PRESET": "demo", "MODE": "finetune", "OVERRIDES": SETTINGS, "SESSIONS": sessions}
             self.runs[name] = run_cells(**given | parameters)["run"]
         self.texts[name], self.trained[name] = self.printed(), trained
         return self.runs[name]
@@ -209,7 +209,7 @@ def found(root: Path, monkeypatch, **given) -> tuple[kernel_inputs.KernelInputs,
     """The weights folders below `root`, as a run finds them."""
     monkeypatch.setattr(paths, "KAGGLE_INPUT", root / "input")
     inputs, recovery = kernel_inputs.KernelInputs(), Recovery()
-    parameters = Parameters(root / "out", preset=SMALL, **given)
+    parameters = Parameters(root / "out", preset=DEMO, **given)
     kernel_inputs.find_weights(inputs, parameters, recovery)
     planner = Planner(parameters.preset, parameters.mode == "finetune")
     kernel_inputs.read_fitted_ensemble(inputs, planner, parameters, recovery)
@@ -238,7 +238,7 @@ def test_the_latest_session_goes_first_and_a_dataset_gives_the_start(tmp_path, m
     assert (inputs.earlier, inputs.starts) == ([ten, nine], [dataset])
     assert inputs.models == {"rcnn": ten, "study": dataset}
     assert f"rcnn starts from rcnn.safetensors of {dataset}" in capsys.readouterr().out
-    assert weights_sources.start_folder([ten, dataset], "study", SMALL.study) == dataset
+    assert weights_sources.start_folder([ten, dataset], "study", DEMO.study) == dataset
 
 
 def test_outputs_alone_are_no_start_for_a_session_and_one_for_a_single_run(tmp_path, monkeypatch):
@@ -274,7 +274,7 @@ def test_a_damaged_file_or_manifest_leaves_the_other_folders(tmp_path, monkeypat
 def test_fitted_numbers_come_from_the_folder_of_the_models(tmp_path, monkeypatch, capsys):
     numbers = {"late_fusion.opacity_none": 0.25}
     dataset = write_weights(tmp_path / "input" / "weights", SUBMISSION_STAGES)
-    fit_ensemble.write(dataset, numbers, SMALL, "nothing")
+    fit_ensemble.write(dataset, numbers, DEMO, "nothing")
     found(tmp_path, monkeypatch)
     assert f"the numbers of {dataset}" in capsys.readouterr().out
     output(tmp_path / "input" / f"{SLUG}-1", SUBMISSION_STAGES[:1])  # models of two folders: nobody fitted them
@@ -287,12 +287,12 @@ SLOW = Profile(test_images=10, stages=dict.fromkeys(SUBMISSION_STAGES, StageProf
 
 
 def test_sessions_cut_no_training_and_a_single_run_does():
-    preset = steps.check_parameters({"preset": "small", "overrides": {"members": 2, "folds": 2}}, Recovery()).preset
+    preset = steps.check_parameters({"preset": "demo", "overrides": {"members": 2, "folds": 2}}, Recovery()).preset
     single, several = Planner(preset, True, False, SLOW), Planner(preset, True, True, SLOW)
     for planner in (single, several):
         planner.revise(1800, ())
     everything = single.requested_plan()
-    assert several.plan == replace(everything, hflip_tta=False, pseudo=0)
+    assert several.plan == everything  # training is no reason to leave out mirrored images
     assert all(several.plan.epochs[stage] > single.plan.epochs[stage] for stage in single.plan.stages)
     assert single.plan.members == 1
     done = {name: everything.epochs[name.partition(".")[0]] for name in everything.models(everything.stages)}
@@ -306,7 +306,7 @@ def test_sessions_cut_no_training_and_a_single_run_does():
 def test_a_session_trains_as_long_as_the_prediction_still_fits(tmp_path):
     """The models after it are left to a later session; a single run keeps the time for them."""
     for sessions, fits in ((1, False), (2, True)):
-        parameters = Parameters(tmp_path, preset=SMALL, mode="finetune", sessions=sessions)
+        parameters = Parameters(tmp_path, preset=DEMO, mode="finetune", sessions=sessions)
         run = Run(parameters, TimeBudget(1.0, 0.0, lambda: 0.0))
         run.planner.profile = SLOW
         assert run.has_time("fit rcnn", 2000) is fits

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from siimcovid.core.presets import SMALL, load_preset
+from siimcovid.core.presets import DEMO, load_preset
 from siimcovid.core.stage_names import SUBMISSION_STAGES, stage_of
 from siimcovid.kernel import earlier_sessions, side_by_side_training, stage_models, train_models
 from siimcovid.kernel.earlier_sessions import Earlier
@@ -109,7 +109,7 @@ def queued(tmp_path, monkeypatch):
         clock = Clock()
         changes = {f"{stage}.training.epochs": epochs for stage in SUBMISSION_STAGES}
         changes |= {"members": members, "folds": max(2, members), "fusion.hflip_tta": False}
-        given = Parameters(tmp_path, preset=load_preset("small", changes), mode="finetune", hours=hours, **parameters)
+        given = Parameters(tmp_path, preset=load_preset("demo", changes), mode="finetune", hours=hours, **parameters)
         run = Run(given, TimeBudget(hours, 0.0, clock), Recovery(strict))
         machine = machine or Machine(cores=2)
         run.planner.profile = Profile(stages={s: StageProfile(epoch=n) for s, n in EPOCH.items()}, machine=machine)
@@ -181,7 +181,7 @@ def test_a_lack_of_memory_halves_the_batch_once_for_a_stage(queued):
     made.processes.seconds = {"rcnn": 0.5, "study": 0.5, "rcnn.1": 0.5, "yolo": 9.0, "yolo.1": 9.0}
     trained = made.train()
     assert all(trained.values())
-    whole = SMALL.yolo.training.batch
+    whole = DEMO.yolo.training.batch
     batches = [(name, batch) for name, _, batch, _ in made.processes.begun if stage_of(name) == "yolo"]
     assert batches == [("yolo", whole), ("yolo.1", whole), ("yolo", whole // 2), ("yolo.1", whole // 2)]
     assert made.run.plan.batch == {"yolo": whole // 2}
@@ -280,6 +280,8 @@ def test_a_model_waits_for_the_one_it_starts_from(queued, monkeypatch):
     assert begun["yolo.1"] < 99.0
     monkeypatch.setattr(stage_models, "start_of", lambda run, name: made.run.folder)
     assert side_by_side_training.starts_from(made.run, "yolo.1", others) == set()
+    made.run.planner.plan = replace(made.run.plan, from_study=("rcnn",))
+    assert side_by_side_training.starts_from(made.run, "rcnn.1", others) == {"study.1"}
 
 
 def test_on_several_gpus_the_last_model_has_them_all(queued):

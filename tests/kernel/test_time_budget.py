@@ -208,7 +208,7 @@ def test_choices_survive_json():
 
 def test_a_lower_resolution_keeps_anchors_on_the_image_and_sides_on_the_strides():
     """Trained at half the side, every detector's anchors have half theirs; a P6 architecture has cells of 64 pixels."""
-    preset = load_preset("small", {"yolo.architecture": "hub/yolov5n6", "yolo.backbone": ""})
+    preset = load_preset("demo", {"yolo.architecture": "hub/yolov5n6", "yolo.backbone": ""})
     plan = RunPlan(False, DETECTORS, scale=dict.fromkeys((*DETECTORS, "study"), 0.75))
     changed = apply_plan(preset, plan)
     for name in ("rcnn", "retinanet"):
@@ -216,7 +216,7 @@ def test_a_lower_resolution_keeps_anchors_on_the_image_and_sides_on_the_strides(
         assert list(getattr(changed, name).anchor_sides) == sides
     assert changed.yolo.size == changed.yolo.infer_size == 192  # of 256
     smaller = apply_plan(
-        load_preset("small", {"yolo.architecture": "hub/yolov5n6", "yolo.backbone": "", "yolo.size": 320}), plan
+        load_preset("demo", {"yolo.architecture": "hub/yolov5n6", "yolo.backbone": "", "yolo.size": 320}), plan
     )
     assert smaller.yolo.size == 192  # not 240 or 224
     given = lower_resolution.inference_changes(preset.rcnn, 0.5)
@@ -287,7 +287,7 @@ def test_training_that_took_longer_makes_further_models_of_its_stage_dearer(tmp_
 
 
 def test_a_stage_that_could_not_be_measured_is_not_free():
-    small = load_preset("small", {"study.infer_size": 512, "rcnn.infer_size": 256, "yolo.infer_size": 256})
+    small = load_preset("demo", {"study.infer_size": 512, "rcnn.infer_size": 256, "yolo.infer_size": 256})
     others = replace(PROFILE, stages={s: PROFILE.stages[s] for s in ("rcnn", "yolo")})
     guess = step_forecast.guess_stage("study", others, small, True, False)
     assert guess == StageProfile(once=40, epoch=400, load=20, image=4)  # the dearest, for four times the pixels
@@ -300,7 +300,7 @@ def test_a_stage_that_could_not_be_measured_is_not_free():
     assert step_forecast.guess_stage("study", nothing, full, False, False).epoch == 0
 
 
-@pytest.mark.parametrize("name", ["full", "small"])
+@pytest.mark.parametrize("name", ["full", "demo"])
 def test_choices_change_the_preset(name):
     preset = load_preset(name)
     requested = plan_of_preset(preset, DETECTORS, True)
@@ -381,7 +381,7 @@ def slow(material, tmp_path, monkeypatch) -> Callable[..., Run]:
         out, given, now.seconds = tmp_path / "out", material / "competition", 0.0
         defaults = {"COMPETITION_DIR": str(given), "WEIGHTS_DIR": str(material / "weights"), "OUTPUT_DIR": str(out)}
         defaults |= {
-            "PRESET": "small",
+            "PRESET": "demo",
             "OVERRIDES": {"cache_size": 64, "fusion.hflip_tta": True},
             "HOURS": hours,
             "STARTED": 0.0,

@@ -11,9 +11,12 @@ from siimcovid.apps.command_line import main
 from siimcovid.core.errors import InputError
 from siimcovid.core.overrides import override
 from siimcovid.core.presets import load_preset
-from siimcovid.kernel import gpu_throughput, session_jobs, week_schedule
+from siimcovid.core.stage_names import stage_of
+from siimcovid.kernel import gpu_throughput, queue_forecast, session_jobs, week_schedule
 from siimcovid.kernel.gpu_throughput import Throughput
+from siimcovid.kernel.replanning import Planner
 from siimcovid.kernel.session_jobs import Job
+from siimcovid.kernel.step_forecast import Profile, StageProfile
 from siimcovid.kernel.week_schedule import Limits, Schedule
 
 BEST = load_preset("best")
@@ -107,7 +110,7 @@ def test_a_job_pauses_between_epochs_and_one_that_is_too_long_leaves_the_gpu_to_
 
 
 def test_frozen_features_are_computed_once_and_a_held_out_fold_is_predicted_every_epoch():
-    small = load_preset("small", {"members": 1})
+    small = load_preset("demo", {"members": 1})
     speed = dict.fromkeys(("rcnn", "yolo", "study"), Throughput(10.0, 50.0))
     jobs = {job.name: job for job in session_jobs.fold_jobs(small, speed, 1000)}
     assert jobs["study"].hours * 3600 == pytest.approx(1000 * small.study.views / 50)
@@ -165,13 +168,54 @@ def test_a_damaged_profile_is_refused(tmp_path, text, said):
 
 
 def test_refuses_another_presets_profile_too_few_sessions_and_hours(tmp_path):
-    with pytest.raises(InputError, match="was measured with preset 'small', not 'best'"):
-        gpu_throughput.with_profile(SPEED, profile(tmp_path, "small", rcnn={}), BEST)
+    with pytest.raises(InputError, match="was measured with preset 'demo', not 'best'"):
+        gpu_throughput.with_profile(SPEED, profile(tmp_path, "demo", rcnn={}), BEST)
     with pytest.raises(InputError, match="2 sessions are too few: 1 for pretraining"):
         planned(Limits(sessions=2))
     with pytest.raises(InputError, match="no epoch of pretraining fits into a session"):
         planned(Limits(hours=0.5))
     assert main(["plan", "best", "--gpus", "0"]) == 2
+
+
+def costs(trained: dict[str, int]) -> Profile:
+    """What the kernel would measure on two T4s if the estimates were right; model -> epochs that are trained."""
+    whole_machine = queue_forecast.GPU_GAIN / 2  # of the seconds on one GPU
+    stages = {
+        stage: StageProfile(epoch=whole_machine * 4900 / SPEED[stage].train, image=1 / SPEED[stage].predict)
+        for stage in BEST.stages
+    }
+    images = session_jobs.TRAIN_IMAGES + session_jobs.VISIBLE_IMAGES
+    machine = queue_forecast.Machine(cores=session_jobs.PROCESSORS, gpus=2)
+    measured = Profile(
+        prepare=session_jobs.PREPARE / session_jobs.PROCESSORS,
+        to_prepare=images,
+        stages=stages,
+        test_images=session_jobs.VISIBLE_IMAGES,
+        train_images=session_jobs.TRAIN_IMAGES,
+        machine=machine,
+    )
+    return replace(measured, trained=trained)
+
+
+def test_nine_hours_with_these_costs_drop_nothing():
+    """In no session: not of the first, which cannot end the queue, nor of the last, whose steps all fit."""
+    available, forecast = 3600 * WEEK.usable, []
+    for session in planned().sessions[1:3]:
+        before = planned().sessions[session.number - 2]
+        trained = {name: getattr(BEST, stage_of(name)).training.epochs for name in before.ready}
+        last = {e.job: e.epochs[1] for e in before.entries if e.epochs and before.kind == "training"}
+        planner = Planner(BEST, True, True, costs(last | trained if before.kind == "training" else {}))
+        planner.revise(available, ())
+        assert planner.dropped() == []
+        assert planner.plan.jobs == 2
+        forecast.append(sum(planner.forecast().values()))
+    assert forecast[0] > available >= forecast[1]
+    predicts = Planner(BEST, False, False, replace(costs({}), test_images=session_jobs.HIDDEN_IMAGES))
+    predicts.revise(available, ())
+    assert predicts.dropped() == []
+    single = Planner(BEST, True, False, costs({}))
+    single.revise(available, ())
+    assert single.dropped() != []  # one session is not enough
 
 
 def test_predicted_once_or_twice():

@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from siimcovid.core.errors import InputError
-from siimcovid.core.presets import SMALL
+from siimcovid.core.presets import DEMO
 from siimcovid.models.backbone import Backbone, build_backbone, for_inference, freeze_batch_norm
 from siimcovid.models.checkpoints import build_model
 
@@ -27,7 +27,7 @@ CHANNELS = {
     "mnasnet0_5": [8, 16, 24, 48, 1280],
     "regnet_y_400mf": [32, 48, 104, 208, 440],
     "shufflenet_v2_x0_5": [24, 24, 48, 96, 1024],
-    "vgg11_bn": [64, 128, 256, 512, 512],
+    "vgg11_bn": [128, 256, 512, 512, 512],
 }
 HEAVY = {"resnext101_32x8d", "efficientnet_v2_m", "vgg11_bn", "mobilenet_v3_large", "mnasnet0_5"}
 ARCHITECTURES = [pytest.param(name, marks=pytest.mark.slow) if name in HEAVY else name for name in CHANNELS]
@@ -139,7 +139,7 @@ def test_an_unknown_network_is_named():
 def test_every_stage_trains_on_it(architecture, stage):
     """A network without a map at stride 2, and one with norms before its convolutions: losses, and boxes predicted."""
     torch.manual_seed(0)
-    config = replace(getattr(SMALL, stage), backbone=architecture)
+    config = replace(getattr(DEMO, stage), backbone=architecture)
     if stage == "study":
         config = replace(config, frozen=False, mask=0.5)
     model = build_model(stage, config)
@@ -156,6 +156,6 @@ def test_every_stage_trains_on_it(architecture, stage):
 
 
 def test_a_pyramid_from_a_stride_that_is_not_there_is_refused():
-    config = replace(SMALL.rcnn, backbone="convnext_tiny", first_stage=0)
+    config = replace(DEMO.rcnn, backbone="convnext_tiny", first_stage=0)
     with pytest.raises(InputError, match=re.escape("convnext_tiny has no map at stride 2; set first_stage to 1")):
         build_model("rcnn", config)

@@ -10,12 +10,12 @@ from safetensors.torch import save_file
 
 from siimcovid.core.errors import InputError
 from siimcovid.core.overrides import to_dict
-from siimcovid.core.presets import SMALL
+from siimcovid.core.presets import DEMO
 from siimcovid.models import checkpoints
 
 
 def test_checkpoint_rebuilds_its_model(tmp_path):
-    config = replace(SMALL.study, hidden=7)
+    config = replace(DEMO.study, hidden=7)
     model = checkpoints.build_model("study", config).eval()
     checkpoints.save(tmp_path / "study.safetensors", model, "study", config)
     stage, loaded_config, loaded = checkpoints.load(tmp_path / "study.safetensors")
@@ -35,25 +35,25 @@ def test_checkpoint_that_is_none(tmp_path, content):
 
 def saved(path: Path, **header: object) -> None:
     """A study checkpoint, its header's JSON changed."""
-    model = checkpoints.build_model("study", SMALL.study)
-    facts = {"stage": "study", "config": to_dict(SMALL.study), **header}
+    model = checkpoints.build_model("study", DEMO.study)
+    facts = {"stage": "study", "config": to_dict(DEMO.study), **header}
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(tensors, path, metadata={"siimcovid": json.dumps(facts)})
 
 
-OTHER = to_dict(replace(SMALL.study, hidden=7))
+OTHER = to_dict(replace(DEMO.study, hidden=7))
 
 
 @pytest.mark.parametrize(
     ("header", "words"),
     [
         ({"config": OTHER}, "does not fit the model that its header describes .3 tensors have another shape"),
-        ({"stage": "rcnn", "config": to_dict(SMALL.rcnn)}, "tensors are missing, the first"),
+        ({"stage": "rcnn", "config": to_dict(DEMO.rcnn)}, "tensors are missing, the first"),
         (
-            {"stage": "yolo", "config": to_dict(replace(SMALL.yolo, architecture="yolov9"))},
+            {"stage": "yolo", "config": to_dict(replace(DEMO.yolo, architecture="yolov9"))},
             "must be one of .*'yolov9'",
         ),
-        ({"config": to_dict(replace(SMALL.study, backbone="vgg"))}, "unknown backbone 'vgg'"),
+        ({"config": to_dict(replace(DEMO.study, backbone="vgg"))}, "unknown backbone 'vgg'"),
         ({"config": {**OTHER, "colour": 1}}, "cannot be rebuilt .no setting 'colour'"),
         ({"config": {"hidden": 7}}, "cannot be rebuilt .a StudyConfig is incomplete"),
         ({"config": None}, "cannot be rebuilt"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from siimcovid.core.presets import SMALL
+from siimcovid.core.presets import DEMO
 from siimcovid.models import checkpoints
 from siimcovid.models.backbone import build_backbone, for_inference, freeze_batch_norm
 from siimcovid.models.fast_convolutions import FastConv2d, with_fast_convolutions
@@ -92,5 +92,5 @@ def test_frozen_norms_stay_buffers_and_a_loaded_state_counts():
 
 @pytest.mark.parametrize("stage", ["rcnn", "yolo", "study"])
 def test_every_convolution_of_a_stage_is_fast(stage):
-    model = checkpoints.build_model(stage, getattr(SMALL, stage))
+    model = checkpoints.build_model(stage, getattr(DEMO, stage))
     assert not [name for name, module in model.named_modules() if type(module) is nn.Conv2d]

@@ -10,7 +10,7 @@ from torch import nn
 from siimcovid.core import files
 from siimcovid.core.configuration import RcnnConfig
 from siimcovid.core.errors import InputError
-from siimcovid.core.presets import FULL, SMALL, load_preset
+from siimcovid.core.presets import DEMO, FULL, load_preset
 from siimcovid.models import checkpoints, initial_weights, published_weights, weights_manifest
 
 
@@ -19,7 +19,7 @@ from siimcovid.models import checkpoints, initial_weights, published_weights, we
     [("rcnn", "rpn"), ("yolo", "model.model.24"), ("retinanet", "detector.head"), ("study", "head")],
 )
 def test_start_takes_the_backbone_and_says_what_it_left(imagenet, stage, left):
-    config = getattr(SMALL, stage)
+    config = getattr(DEMO, stage)
     model = checkpoints.build_model(stage, config)
     origin = initial_weights.start(stage, config, model, imagenet)
     assert origin["file"] == "efficientnet_lite0.safetensors"
@@ -32,13 +32,13 @@ def test_start_takes_the_backbone_and_says_what_it_left(imagenet, stage, left):
 def test_start_prefers_the_stage_trained_before(imagenet, tmp_path):
     for name in ("manifest.json", "efficientnet_lite0.safetensors"):
         (tmp_path / name).write_bytes((imagenet / name).read_bytes())
-    trained = checkpoints.build_model("study", SMALL.study)
-    checkpoints.save(tmp_path / "study.safetensors", trained, "study", SMALL.study)
+    trained = checkpoints.build_model("study", DEMO.study)
+    checkpoints.save(tmp_path / "study.safetensors", trained, "study", DEMO.study)
     weights_manifest.register(
         tmp_path / "study.safetensors", stage="study", architecture="x", source="x", licence="x", preset="x"
     )
-    model = checkpoints.build_model("study", SMALL.study)
-    origin = initial_weights.start("study", SMALL.study, model, tmp_path)
+    model = checkpoints.build_model("study", DEMO.study)
+    origin = initial_weights.start("study", DEMO.study, model, tmp_path)
     assert (origin["file"], origin["left"]) == ("study.safetensors", [])
     assert torch.equal(model.head[0].weight, trained.head[0].weight)
 
@@ -52,9 +52,9 @@ def test_start_without_weights_says_how_to_get_them(tmp_path):
 def test_a_trained_backbone_goes_before_the_published_one(imagenet, tmp_path):
     """Every tensor of the backbone is taken from the stage that trained it, none of its head."""
     torch.manual_seed(0)
-    trained = checkpoints.build_model("backbone", SMALL.backbone)
-    checkpoints.save(tmp_path / "backbone.safetensors", trained, "backbone", SMALL.backbone)
-    preset = load_preset("small")
+    trained = checkpoints.build_model("backbone", DEMO.backbone)
+    checkpoints.save(tmp_path / "backbone.safetensors", trained, "backbone", DEMO.backbone)
+    preset = load_preset("demo")
     weights_manifest.register_trained(tmp_path / "backbone.safetensors", "backbone", preset, "nothing")
     published_weights.import_weights("efficientnet_lite0", None, tmp_path)
     for stage in ("rcnn", "yolo", "retinanet", "study"):
@@ -74,8 +74,8 @@ def test_a_trained_backbone_goes_before_the_published_one(imagenet, tmp_path):
 def test_a_detector_may_start_from_the_study_models_backbone(imagenet, tmp_path):
     """Once that is trained to its end, in the folder that the detector is trained into."""
     torch.manual_seed(0)
-    study = checkpoints.build_model("study", SMALL.study)
-    path, config = tmp_path / "study.safetensors", replace(SMALL.rcnn, study_backbone=True)
+    study = checkpoints.build_model("study", DEMO.study)
+    path, config = tmp_path / "study.safetensors", replace(DEMO.rcnn, study_backbone=True)
 
     def start_of(config: RcnnConfig) -> str:
         return initial_weights.start("rcnn", config, checkpoints.build_model("rcnn", config), imagenet, tmp_path)[
@@ -83,11 +83,11 @@ def test_a_detector_may_start_from_the_study_models_backbone(imagenet, tmp_path)
         ]
 
     assert start_of(config) == "efficientnet_lite0.safetensors"
-    checkpoints.save(path, study, "study", SMALL.study, {"finished": False})
-    weights_manifest.register_trained(path, "study", load_preset("small"), "nothing")
+    checkpoints.save(path, study, "study", DEMO.study, {"finished": False})
+    weights_manifest.register_trained(path, "study", load_preset("demo"), "nothing")
     assert start_of(config) == "efficientnet_lite0.safetensors"
-    checkpoints.save(path, study, "study", SMALL.study, {"finished": True})
-    assert start_of(SMALL.rcnn) == "efficientnet_lite0.safetensors"
+    checkpoints.save(path, study, "study", DEMO.study, {"finished": True})
+    assert start_of(DEMO.rcnn) == "efficientnet_lite0.safetensors"
     assert start_of(config) == "study.safetensors"
     model = checkpoints.build_model("rcnn", config)
     origin = initial_weights.start("rcnn", config, model, imagenet, tmp_path)
@@ -104,5 +104,5 @@ def test_a_backbone_of_another_architecture_is_passed_over(imagenet):
     entry = {"stage": "backbone", "architecture": "resnext101_32x8d"}
     manifest = weights_manifest.read_manifest(imagenet) | {"backbone.safetensors": entry | {"sha256": "0"}}
     files.write_json(imagenet / "manifest.json", manifest)
-    model = checkpoints.build_model("study", SMALL.study)
-    assert initial_weights.start("study", SMALL.study, model, imagenet)["file"] == "efficientnet_lite0.safetensors"
+    model = checkpoints.build_model("study", DEMO.study)
+    assert initial_weights.start("study", DEMO.study, model, imagenet)["file"] == "efficientnet_lite0.safetensors"

@@ -11,7 +11,7 @@ from torch.nn import functional
 from torchvision.ops import box_convert, box_iou, complete_box_iou_loss, generalized_box_iou_loss
 
 from siimcovid.core.errors import InputError
-from siimcovid.core.presets import FULL, SMALL
+from siimcovid.core.presets import DEMO, FULL
 from siimcovid.models import backbone, checkpoints
 from siimcovid.models.checkpoints import build_model
 from siimcovid.models.feature_pyramid import Pyramid
@@ -28,7 +28,7 @@ def make_batch(side: int) -> dict:
     }
 
 
-@pytest.mark.parametrize("preset", [FULL, SMALL], ids=lambda preset: preset.name)
+@pytest.mark.parametrize("preset", [FULL, DEMO], ids=lambda preset: preset.name)
 @pytest.mark.parametrize("stage", checkpoints.STAGES)
 def test_builds_and_steps(stage, preset):
     """A forward, loss and backward of the whole model at 64 pixels: the weights are those of the real size."""
@@ -71,7 +71,7 @@ def test_study_head_is_the_reports():
 @pytest.mark.parametrize("stage", ["rcnn", "retinanet"])
 def test_torchvisions_detectors_see_the_size_that_they_are_given(stage):
     """The first convolution gets S x S and values normalised once, whatever size the model was built for."""
-    model = build_model(stage, getattr(SMALL, stage)).eval()
+    model = build_model(stage, getattr(DEMO, stage)).eval()
     seen = []
     model.detector.backbone.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
     white = torch.full((1, 1, 320, 320), 255, dtype=torch.uint8)
@@ -84,7 +84,7 @@ def test_torchvisions_detectors_see_the_size_that_they_are_given(stage):
 @pytest.mark.parametrize("stage", DETECTORS)
 def test_predicts_fractions(stage):
     torch.manual_seed(0)
-    config = replace(getattr(SMALL, stage), score_threshold=0.0)
+    config = replace(getattr(DEMO, stage), score_threshold=0.0)
     found = build_model(stage, config).eval().predict(make_batch(96)["images"])
     assert len(found) == 2
     for boxes, scores in found:
@@ -103,7 +103,7 @@ def test_predicts_fractions(stage):
 def test_learns_two_images_by_heart(stage, rate, falls_to):
     """One with boxes, one without: every loss stays finite, none is below zero, and their sum falls."""
     torch.manual_seed(0)
-    model = build_model(stage, getattr(SMALL, stage)).train()
+    model = build_model(stage, getattr(DEMO, stage)).train()
     optimizer, sums = torch.optim.AdamW(model.parameters(), rate), []
     for _ in range(30):
         losses = model(make_batch(96))
@@ -119,7 +119,7 @@ def test_learns_two_images_by_heart(stage, rate, falls_to):
 @pytest.mark.parametrize("stage", DETECTORS)
 def test_a_batch_of_images_without_boxes_trains(stage):
     torch.manual_seed(0)
-    model = build_model(stage, getattr(SMALL, stage)).train()
+    model = build_model(stage, getattr(DEMO, stage)).train()
     losses = model(make_batch(64) | {"boxes": [torch.empty(0, 4)] * 2})
     assert all(torch.isfinite(loss) for loss in losses.values())
     sum(losses.values()).backward()
@@ -130,7 +130,7 @@ def test_a_batch_of_images_without_boxes_trains(stage):
 def test_reloads_the_same_bytes(stage, tmp_path: Path):
     """A checkpoint rebuilds its model from the file alone: the same tensors bit by bit, and the same boxes."""
     torch.manual_seed(0)
-    config, images = getattr(SMALL, stage), make_batch(64)["images"]
+    config, images = getattr(DEMO, stage), make_batch(64)["images"]
     model = build_model(stage, config).eval()
     checkpoints.save(tmp_path / "model.safetensors", model, stage, config)
     name, loaded_config, loaded = checkpoints.load(tmp_path / "model.safetensors")
@@ -161,7 +161,7 @@ def with_head_output(model: nn.Module, side: int, boxes: torch.Tensor, surer: fl
 @pytest.mark.parametrize("side", [64, 96, 256])
 def test_retinanet_round_trip(side):
     """What the head says in offsets from anchors in pixels comes back as the fractions it was, whatever the side."""
-    model = build_model("retinanet", SMALL.retinanet).eval()
+    model = build_model("retinanet", DEMO.retinanet).eval()
     with_head_output(model, side, BOXES[0], surer=2.0)
     ((boxes, scores),) = model.predict(torch.zeros(1, 1, side, side, dtype=torch.uint8))
     assert torch.allclose(boxes, BOXES[0], atol=1e-5)
@@ -177,7 +177,7 @@ def test_retinanet_losses_are_the_papers(box_loss):
     """
     torch.manual_seed(0)
     single = {"anchor_sides": (8, 48, 96), "anchor_scales": (1.0,), "anchor_ratios": (1.0,)}
-    model = build_model("retinanet", replace(SMALL.retinanet, box_loss=box_loss, **single)).train()
+    model = build_model("retinanet", replace(DEMO.retinanet, box_loss=box_loss, **single)).train()
     # anchors themselves, at corners of cells; no other overlaps them by half
     boxes = torch.tensor([[36.0, 60.0, 44.0, 68.0], [76.0, 20.0, 84.0, 28.0]]) / 128
     assert with_head_output(model, 128, boxes, surer=1.0).tolist() == pytest.approx([1, 1])
@@ -191,7 +191,7 @@ def test_retinanet_losses_are_the_papers(box_loss):
 def test_retinanet_joins_images_without_mixing_their_boxes():
     """With as many anchors at boxes on each image, the batch's losses are the means of the images' own."""
     torch.manual_seed(0)
-    model = build_model("retinanet", SMALL.retinanet).train()
+    model = build_model("retinanet", DEMO.retinanet).train()
     batch = make_batch(128)
     images, boxes = batch["images"], [BOXES[0][:1], BOXES[0][:1] + torch.tensor([0.25, 0, 0.25, 0])]
     whole = model({"images": images, "boxes": boxes})
@@ -213,7 +213,7 @@ def test_retinanet_joins_images_without_mixing_their_boxes():
 )
 def test_pyramid_has_a_level_for_each_anchor_side(first_stage, sides, maps):
     """Sides of the maps of an image of 64 pixels, finest first; None is refused."""
-    config = replace(SMALL.retinanet, first_stage=first_stage, anchor_sides=(32,) * sides)
+    config = replace(DEMO.retinanet, first_stage=first_stage, anchor_sides=(32,) * sides)
     if maps is None:
         with pytest.raises(InputError, match=f"anchor_sides names {sides}"):
             Pyramid(config)
@@ -225,7 +225,7 @@ def test_pyramid_has_a_level_for_each_anchor_side(first_stage, sides, maps):
 @pytest.mark.parametrize(("kind", "generalised"), [("GIoU", generalized_box_iou_loss), ("CIoU", complete_box_iou_loss)])
 def test_yolo_box_loss_is_torchvisions(kind, generalised):
     """Raw zeros decode to the cell's centre and the anchor's size: the loss is torchvision's for those boxes."""
-    config = replace(SMALL.yolo, box_loss=kind)
+    config = replace(DEMO.yolo, box_loss=kind)
     model = build_model("yolo", config).train()
     detect = model.model.model[-1]
     maps = [torch.zeros(1, 3, side, side, 6) for side in (8, 4, 2)]  # strides 8, 16, 32 of 64 pixels
@@ -245,7 +245,7 @@ def test_yolo_box_loss_is_torchvisions(kind, generalised):
 def test_gradients_of_two_halves_are_those_of_the_whole():
     """YOLO's objectness loss is a mean over images, so accumulation and several processes change nothing."""
     torch.manual_seed(0)
-    model = build_model("yolo", SMALL.yolo).train()
+    model = build_model("yolo", DEMO.yolo).train()
     maps = [torch.randn(4, 3, side, side, 6) for side in (8, 4, 2)]
     targets = torch.empty(0, 6)
     whole = model.losses(maps, targets)["objectness"]
@@ -254,7 +254,7 @@ def test_gradients_of_two_halves_are_those_of_the_whole():
 
 
 def test_frozen_study_keeps_its_norms():
-    model = build_model("study", SMALL.study).train()
+    model = build_model("study", DEMO.study).train()
     before = {name: tensor.clone() for name, tensor in model.backbone.state_dict().items()}
     model(make_batch(64))
     assert all(torch.equal(before[name], tensor) for name, tensor in model.backbone.state_dict().items())
@@ -274,7 +274,7 @@ def test_frozen_norms_compute_the_same():
 def test_rcnn_ciou_is_torchvisions_on_decoded_boxes():
     """With the offsets that decode to the truth the loss is 0; with others it is (1 - CIoU) over all sampled boxes."""
     torch.manual_seed(0)
-    model = build_model("rcnn", replace(SMALL.rcnn, box_loss="CIoU")).train()
+    model = build_model("rcnn", replace(DEMO.rcnn, box_loss="CIoU")).train()
     heads = model.detector.roi_heads
     side, true = 64.0, torch.tensor([[8.0, 12.0, 40.0, 50.0]])
     proposals = [torch.tensor([[10.0, 10.0, 42.0, 48.0]])]
@@ -291,7 +291,7 @@ def test_rcnn_ciou_is_torchvisions_on_decoded_boxes():
 def test_level_weights_count_rare_labels_more():
     """Cross entropy as torch defines it with weights: a mean over images, each with the weight of its study label."""
     torch.manual_seed(0)
-    model = build_model("study", replace(SMALL.study, dropout=0.0))
+    model = build_model("study", replace(DEMO.study, dropout=0.0))
     batch = {"features": torch.randn(3, 1280), "study_labels": torch.tensor([0, 1, 1])}
     each = functional.cross_entropy(model.head(batch["features"]), batch["study_labels"], reduction="none")
     model.label_weights = torch.tensor([2.0, 0.5, 1.0, 1.0])

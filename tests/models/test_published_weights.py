@@ -18,14 +18,14 @@ from torchvision.models import resnext101_32x8d
 
 from siimcovid.core.errors import InputError
 from siimcovid.core.presets import FULL
-from siimcovid.models import checkpoints, initial_weights, published_weights, weights_manifest
+from siimcovid.models import checkpoints, initial_weights, published_files, published_weights, weights_manifest
 from siimcovid.models.backbone import build_backbone
 from siimcovid.models.lite_backbone import LITE, packaged_file
 
 
 def test_import_writes_manifest(imagenet):
     entry = weights_manifest.read_manifest(imagenet)["efficientnet_lite0.safetensors"]
-    assert (entry["stage"], entry["preset"], entry["licence"]) == ("backbone", "small", "Apache-2.0")
+    assert (entry["stage"], entry["preset"], entry["licence"]) == ("backbone", "demo", "Apache-2.0")
     assert len(entry["sha256"]) == 64
     assert weights_manifest.verified(imagenet, "efficientnet_lite0.safetensors").is_file()
 
@@ -154,7 +154,7 @@ def pickled_model(path: Path, monkeypatch: pytest.MonkeyPatch, **further: object
 )
 def test_what_stands_beside_the_weights_does_not_matter(tmp_path, monkeypatch, further):
     expected = pickled_model(tmp_path / "best.pt", monkeypatch, **further)
-    found = published_weights.read_published(tmp_path / "best.pt")
+    found = published_files.read_published(tmp_path / "best.pt")
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
@@ -169,20 +169,20 @@ def test_numpy_1_names_its_scalars_elsewhere(tmp_path, monkeypatch):
                 assert b"numpy._core.multiarray" in content
                 content = content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
             old.writestr(entry, content)
-    assert len(published_weights.read_published(tmp_path / "old.pt")) == 8
+    assert len(published_files.read_published(tmp_path / "old.pt")) == 8
 
 
 @pytest.mark.parametrize("key", ["model", "state_dict"])
 def test_a_state_dict_inside_a_checkpoint_is_taken(tmp_path, key):
     tensors = {"weight": torch.rand(2, 2), "steps": torch.tensor(3)}
     torch.save({"epoch": 1, key: tensors}, tmp_path / "best.pth")
-    found = published_weights.read_published(tmp_path / "best.pth")
+    found = published_files.read_published(tmp_path / "best.pth")
     assert found.keys() == tensors.keys()
 
 
 def test_averaged_weights_go_before_the_last(tmp_path):
     torch.save({"model": {"weight": torch.zeros(2)}, "ema": {"weight": torch.ones(2)}}, tmp_path / "best.pth")
-    assert published_weights.read_published(tmp_path / "best.pth")["weight"].tolist() == [1, 1]
+    assert published_files.read_published(tmp_path / "best.pth")["weight"].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.9, 0.999])

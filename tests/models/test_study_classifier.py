@@ -11,14 +11,15 @@ from siimcovid.core.configuration import Augment
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.overrides import override
-from siimcovid.core.presets import SMALL
-from siimcovid.inference.predictor import predict_table, study_probabilities
+from siimcovid.core.presets import DEMO
+from siimcovid.inference.predictor import predict_table, study_probabilities, unlike_images
+from siimcovid.models import checkpoints
 from siimcovid.models.checkpoints import build_model
 from siimcovid.models.study_classifier import draw_boxes, probabilities
 from siimcovid.training import train_stage
 from support.tiny_stages import Fixed, eight_images
 
-PLAIN = replace(SMALL.study, dropout=0.0, views=0)
+PLAIN = replace(DEMO.study, dropout=0.0, views=0)
 BOXES = [torch.tensor([[0.0, 0.0, 0.5, 1.0]]), torch.empty(0, 4)]
 LABELS_OF = torch.tensor([1, 0])
 
@@ -51,6 +52,26 @@ def test_the_losses_are_added_with_their_weights_and_the_map_teaches_the_backbon
     model.mask_head[-1].weight.data.zero_()
     model.mask_head[-1].bias.data.fill_(20.0)  # says that a box is everywhere: right in a quarter of the cells
     assert model(batch)["mask"].item() == pytest.approx(32 * 0.75 * 20, rel=1e-3)
+
+
+def test_an_image_unlike_those_of_training_is_found(cached_images, tmp_path):
+    """Training fills the statistics, the checkpoint keeps them, and the table says which image is unlike."""
+    folder, images = cached_images
+    changes = {"training.epochs": 1, "size": 64, "infer_size": 64, "typical_images": 6, "none": 0.5}
+    for name, more in {"features": {"views": 1}, "images": {"views": 1, "infer_size": 96}}.items():
+        preset = override(DEMO, {f"study.{key}": value for key, value in {**changes, **more}.items()})
+        path = train_stage.fit("study", preset, images, folder, None, tmp_path / name)
+        _, config, model = checkpoints.load(path)
+        assert model.unlike.limit < 60
+        table = predict_table("study", config, model, images, folder)
+        assert table.columns.tolist() == ["image_id", "study_id", *STUDY_LABELS, "none", "unlike"]
+        assert table["unlike"].between(0, 1).all()
+        assert table[list(STUDY_LABELS)].sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-5)
+        model.unlike.limit.fill_(-60)
+        assert unlike_images(predict_table("study", config, model, images, folder)) == images["image_id"].tolist()
+        model.unlike.limit.fill_(60)
+        assert unlike_images(predict_table("study", config, model, images, folder)) == []
+    assert unlike_images(table.drop(columns="unlike")) == []
 
 
 def test_a_map_needs_a_backbone_that_learns():
@@ -121,9 +142,7 @@ def test_a_stage_trains_with_all_of_it(cached_images, tmp_path, frozen):
     changes = {"study.size": 32, "study.infer_size": 32, "study.none": 0.5, "study.focal": 1.0, "study.frozen": frozen}
     changes |= {"study.training.epochs": 1, "study.training.batch": 4, "study.training.ema": 0.9}
     changes |= {} if frozen else {"study.mask": 0.4}
-    preset = replace(
-        override(SMALL, changes), study=replace(override(SMALL, changes).study, augment=Augment(hflip=0.5))
-    )
+    preset = replace(override(DEMO, changes), study=replace(override(DEMO, changes).study, augment=Augment(hflip=0.5)))
     train_stage.fit("study", preset, images, folder, None, tmp_path / "out")
     header = (tmp_path / "out" / "study.metrics.csv").read_text().splitlines()[0].split(",")
     assert {"study_label", "none"} | (set() if frozen else {"mask"}) <= set(header)

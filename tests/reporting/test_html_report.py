@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,9 +18,12 @@ from PIL import Image
 from siimcovid.apps.command_line import main
 from siimcovid.evaluation.report_tables import evaluate
 from siimcovid.reporting import figures
+from siimcovid.reporting.html import learning_curve_section
+from siimcovid.reporting.html.error_section import ensemble_section, error_section
 from siimcovid.reporting.html.example_gallery import Verdict, choose, verdicts
 from siimcovid.reporting.html.html_report import render, run_page
 from siimcovid.reporting.html.inline_svg import inline
+from siimcovid.reporting.html.score_sections import result_sections
 from siimcovid.reporting.run_folder import evaluate_run, read_run
 from support.run_folder import IMAGES, write_run
 
@@ -116,6 +120,7 @@ def test_contents_and_banners(page):
     parsed = Parsed(page)
     for title in (
         "Official score",
+        "Worst errors",
         "Boxes",
         "Study labels",
         "Calibration",
@@ -137,13 +142,60 @@ def test_figures_are_those_of_the_evaluation(run, page):
     first, yolo = evaluations[:2]
     # by hand: hits at .9 and .8, false at .7, a hit at .6 of five true boxes
     assert first.scores["opacity"] == pytest.approx((1 + 1 + 3 / 4) / 5)
-    assert first.boxes == pytest.approx({"mAP@.50": 0.55, "F1": 6 / 10, "recall": 3 / 5, "precision": 3 / 5})
+    assert first.boxes == pytest.approx(
+        {"mAP@.50": 0.55, "positives": 0.55, "F1": 6 / 10, "recall": 3 / 5, "precision": 3 / 5}
+    )
     assert yolo.boxes["recall"] == pytest.approx(2 / 5)
     assert first.study_labels["accuracy"] == 0.5
     for evaluation in evaluations:
         for value in (*evaluation.scores.values(), *list(evaluation.boxes.values())):
             assert f"{value:.3f}" in text
     assert "0.669" in text  # the report's own, for comparison
+
+
+def test_the_worst_errors_are_named(run, undrawn):
+    """By hand: of `half` a box is missed, one found at .6, one false at .55, and the study label wrong by .9 - .03."""
+    (section,) = error_section(read_run(run))
+    (table,) = section.blocks
+    assert [row[0] for row in table.rows] == ["half", "missed", "found"]
+    assert table.rows[0][1:] == [
+        f"{1 + 0.4 + 0.55 + 0.87:.2f}",
+        "1 of 2 boxes missed; box found at 0.60 only; false box at 0.55; "
+        "typical at 0.90 where indeterminate (0.03) is true",
+    ]
+    assert table.rows[1][1:] == [f"{1 + 0.7:.2f}", "1 of 1 boxes missed; false box at 0.70"]  # labels at .3 are equal
+    assert table.rows[2][1:] == ["0.20", "box found at 0.80 only"]  # the other, at .9, is good enough
+    assert error_section(replace(read_run(run), ground_truth=None)) == []
+
+
+def test_how_the_models_were_combined_is_shown(run, tmp_path, undrawn):
+    scores = {"none": 0.5, "opacity": 0.25, "mean": 0.375}
+    facts = {
+        "source": "siim, fold 0 that no model was trained on", "choice": "fitted", "images": 811, "left_out": ["yolo"],
+        "choices": {"fitted": scores, "preset": {**scores, "mean": None}},
+        "items": [{"item": "none", "gain": 0.0125, "kept": True}, {"item": "fusion", "gain": None, "kept": False}],
+    }  # fmt: skip
+    assert ensemble_section(read_run(run)) == []
+    (section,) = ensemble_section(read_run(changed(run, tmp_path, ensemble=facts)))
+    note, choices, items = section.blocks
+    assert note.text == "The numbers that combine the models come from: siim, fold 0 that no model was trained on."
+    assert choices.rows == [["fitted", *"––––", "0.500", "0.250", "0.375"], ["preset", *"––––", "0.500", "0.250", "–"]]
+    assert "811 images" in choices.note
+    assert "left out of the fusion: yolo" in choices.note
+    assert items.rows == [["none", "+0.013", "kept"], ["fusion", "–", "left out"]]
+
+
+def test_the_reports_own_figures_stand_beside_ours(run, undrawn):
+    boxes, labels = (
+        next(block.table for block in section.blocks) for section in result_sections(evaluate_run(read_run(run)))[1:3]
+    )
+    assert boxes.head[1:] == [
+        "Faster R-CNN", "YOLO", "ensemble", "Faster R-CNN, report", "YOLO, report", "ensemble, report",
+    ]  # fmt: skip
+    (row,) = (row for row in boxes.rows if row[0] == "mAP@.50, images with opacity")
+    assert (row[1], row[4:]) == ("0.550", ["0.409", "0.345", "0.451"])
+    assert labels.head[1:] == ["study model", "study model, report"]
+    assert [row[2] for row in labels.rows] == ["0.669", "–", "–", "0.482", "0.405"]
 
 
 def test_no_patient_is_named_and_no_folder(run, page):
@@ -370,3 +422,22 @@ def test_evaluation_needs_no_run(run):
     tables = [pd.read_csv(truth / f"test_{kind}_level.csv", dtype=str) for kind in ("image", "study")]
     answers = pd.read_csv(run / "submission.csv", dtype=str)
     assert evaluate("mine", answers, *tables).scores == evaluate_run(read_run(run))[-1].scores
+
+
+def test_a_learning_curve_of_a_folder_of_runs(run, tmp_path, undrawn, monkeypatch):
+    """Three annotated train images in the one, two in the other, in that order whatever their names."""
+    monkeypatch.setattr(learning_curve_section, "inline", lambda figure, name, alt: Markup("<i>{}</i>").format(alt))
+    scores = {"negative": 0.1, "typical": 0.2, "indeterminate": 0.3, "atypical": None, "none": 0.5, "opacity": 0.6}
+    index = (run / "index.csv").read_text(encoding="utf-8")
+    for name, text in (("a", index), ("b", re.sub(".*train2.*\n", "", index)), ("none", None)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "scores.json").write_text(json.dumps({"ensemble": scores | {"mean": 0.34}}))
+        if text:
+            (tmp_path / name / "index.csv").write_text(text, encoding="utf-8")
+    (beside,) = learning_curve_section.learning_curve_section(tmp_path).blocks
+    assert beside.table.rows == [
+        ["b (2 images)", "0.200", "0.500", "0.600", "0.340"],
+        ["a (3 images)", "0.200", "0.500", "0.600", "0.340"],
+    ]
+    (note,) = learning_curve_section.learning_curve_section(tmp_path / "a").blocks
+    assert "no run with scores" in note.text

@@ -40,7 +40,7 @@ def write_wheels(folder: Path, pins: dict[str, str] = PINS) -> Path:
     return folder
 
 
-def write_weights(folder: Path, stages: tuple[str, ...] = ("rcnn", "yolo", "study"), preset: str = "small") -> Path:
+def write_weights(folder: Path, stages: tuple[str, ...] = ("rcnn", "yolo", "study"), preset: str = "demo") -> Path:
     """A weights folder whose files are no weights, but whose manifest vouches for them."""
     folder.mkdir(parents=True, exist_ok=True)
     manifest = {}

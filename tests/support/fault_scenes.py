@@ -56,7 +56,7 @@ class Scene:
         defaults = {"COMPETITION_DIR": str(self.competition), "WEIGHTS_DIR": str(self.weights)}
         defaults |= {
             "OUTPUT_DIR": str(self.out),
-            "PRESET": "small",
+            "PRESET": "demo",
             "OVERRIDES": {"cache_size": 64, "fusion.hflip_tta": False},
         }
         self.run = run_cells(**defaults | self.parameters)["run"]

@@ -66,7 +66,7 @@ def measure(competition: str, weights: str, out: str, side: str) -> None:
     watch = Watch()
     settings = {"cache_size": int(side), "fusion.hflip_tta": False}
     run = run_cells(
-        COMPETITION_DIR=competition, WEIGHTS_DIR=weights, OUTPUT_DIR=out, PRESET="small", OVERRIDES=settings
+        COMPETITION_DIR=competition, WEIGHTS_DIR=weights, OUTPUT_DIR=out, PRESET="demo", OVERRIDES=settings
     )["run"]
     watch.over = True
     assert run.record.by_priors == 0

@@ -14,7 +14,7 @@ from siimcovid.inference.model_outputs import ModelOutputs
 from siimcovid.inference.weighted_boxes_fusion import COLUMNS
 
 LEFT, RIGHT = [0.1, 0.2, 0.4, 0.7], [0.6, 0.2, 0.9, 0.7]
-PRESET = load_preset("small", PLAIN)
+PRESET = load_preset("demo", PLAIN)
 
 
 def world(seed=0, images=120, told=1.5):

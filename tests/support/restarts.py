@@ -125,7 +125,7 @@ def child(point: str, folders: list[str], out: Path) -> int:
                 settings |= {f"{stage}.size": 64, f"{stage}.infer_size": 64}
                 settings |= {f"{stage}.training.epochs": 1, f"{stage}.training.batch": 2}
             given = {"COMPETITION_DIR": folders[0], "WEIGHTS_DIR": folders[1], "OUTPUT_DIR": str(out)}
-            run = run_cells(**given, PRESET="small", MODE="finetune", OVERRIDES=settings)["run"]
+            run = run_cells(**given, PRESET="demo", MODE="finetune", OVERRIDES=settings)["run"]
             status = 3 if run.degraded else 0
         finally:
             os._exit(status)

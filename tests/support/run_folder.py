@@ -72,7 +72,7 @@ def write_run(folder: Path) -> Path:
     table.to_csv(run / "weights" / "yolo.metrics.csv", index=False)
     facts = {
         "mode": "finetune",
-        "preset": {"name": "small", "fusion": {"iou": 0.55}},
+        "preset": {"name": "demo", "fusion": {"iou": 0.55}},
         "competition": str(folder / "competition"),
         "hours": 2,
         "seconds": {"index": 1.0, "fit yolo": 61.0, "submit": 0.2},

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import NIH_FINDINGS, STUDY_COLUMNS
 from siimcovid.core.overrides import leaf_keys, to_dict
-from siimcovid.core.presets import SMALL
+from siimcovid.core.presets import DEMO
 
 #: Minutes of a long run, shared among the properties of a file; 0 for the short one, whose inputs are always the same.
 MINUTES = float(os.environ.get("FUZZ_MINUTES", "0"))
@@ -183,7 +183,7 @@ def files(draw: st.DrawFn, name: str) -> tuple[str, bytes]:
 
 
 #: Keys of settings, right ones, and such with a slip.
-KEYS = st.sampled_from(list(leaf_keys(SMALL)))
+KEYS = st.sampled_from(list(leaf_keys(DEMO)))
 SLIPS = st.sampled_from(["study", "study.", "epochs", "study.epochs", "yolo.lr", "rcnn.training.epochs.x", "", "."])
 SLIPS |= KEYS.map(lambda key: key[:-1]) | KEYS.map(str.upper) | TEXTS
 
@@ -198,7 +198,7 @@ CHANGES = st.dictionaries(KEYS | SLIPS, VALUES, max_size=3)
 @st.composite
 def configurations(draw: st.DrawFn) -> Any:
     """A preset as JSON with some values replaced, missing or too many."""
-    tree = json.loads(json.dumps(to_dict(SMALL)))
+    tree = json.loads(json.dumps(to_dict(DEMO)))
     for _ in range(draw(st.integers(0, 3))):
         node = tree
         for _ in itertools.count():

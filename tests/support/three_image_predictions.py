@@ -12,7 +12,7 @@ LEFT, RIGHT = (0.1, 0.2, 0.4, 0.7), (0.6, 0.2, 0.9, 0.7)
 
 
 def preset(**changes):
-    return load_preset("small", PLAIN | {key.replace("__", "."): value for key, value in changes.items()})
+    return load_preset("demo", PLAIN | {key.replace("__", "."): value for key, value in changes.items()})
 
 
 def boxes(*rows):

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from siimcovid.core.configuration import Preset, Training
 from siimcovid.core.labels import NIH_FINDINGS
-from siimcovid.core.presets import SMALL, load_preset
+from siimcovid.core.presets import DEMO, load_preset
 from siimcovid.data.competition import read_index
 from siimcovid.models import checkpoints
 from siimcovid.training import train_stage
@@ -40,7 +40,7 @@ def few_steps(stage: str) -> Preset:
         "learning_rate": 0.01,
     }
     settings |= {f"training.{key}": value for key, value in training.items()}
-    return load_preset("small", {f"{stage}.{key}": value for key, value in settings.items()} | {"cache_size": SIDE})
+    return load_preset("demo", {f"{stage}.{key}": value for key, value in settings.items()} | {"cache_size": SIDE})
 
 
 class Line(nn.Module):
@@ -76,7 +76,7 @@ def train_line(out: Path) -> None:
 
     out.mkdir(exist_ok=True)
     training = Training(epochs=3, batch=4, learning_rate=0.05)
-    train("study", replace(SMALL.study, training=training), Line(), Points(), out, evaluate=evaluate)
+    train("study", replace(DEMO.study, training=training), Line(), Points(), out, evaluate=evaluate)
 
 
 def work(folder: Path, out: Path) -> None:

@@ -23,14 +23,14 @@ from siimcovid.synthetic.dicom_writer import to_dicom
 from siimcovid.synthetic.lung_findings import choose_findings, visible_box
 from siimcovid.synthetic.radiograph import place_patient, render
 
-SMALL = {"train_studies": 28, "test_studies": 8, "seed": 3, "scale": 0.04}
+DEMO = {"train_studies": 28, "test_studies": 8, "seed": 3, "scale": 0.04}
 STUDIES, IMAGES, PATIENTS = 6054, 6334, 3261  # of the real train set
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("synthetic") / "demo"
-    assert write_competition(folder, **SMALL, workers=1)
+    assert write_competition(folder, **DEMO, workers=1)
     return folder
 
 
@@ -171,7 +171,7 @@ def test_csvs_have_the_original_s_columns_and_formats(demo, split):
     assert images["id"].is_monotonic_increasing
     assert studies["id"].is_monotonic_increasing
     assert (studies[list(STUDY_COLUMNS)].sum(axis=1) == 1).all()
-    assert len(studies) == SMALL[f"{split}_studies"]
+    assert len(studies) == DEMO[f"{split}_studies"]
     assert {name[:-6] for name in images["id"]} == {path.stem for path in (demo / split).rglob("*.dcm")}
     assert {name[:-6] for name in studies["id"]} == {path.name for path in (demo / split).iterdir()}
     negative = set(studies.loc[studies[STUDY_COLUMNS[0]] == 1, "id"].str[:-6])
@@ -199,7 +199,7 @@ def test_csvs_have_the_original_s_columns_and_formats(demo, split):
 def test_the_sample_lists_studies_then_images(demo):
     sample = pd.read_csv(demo / "sample_submission.csv")
     assert list(sample.columns) == ["id", "PredictionString"]
-    studies, images = sample[: SMALL["test_studies"]], sample[SMALL["test_studies"] :]
+    studies, images = sample[: DEMO["test_studies"]], sample[DEMO["test_studies"] :]
     assert list(studies["id"]) == sorted(f"{path.name}_study" for path in (demo / "test").iterdir())
     assert set(images["id"]) == {f"{path.stem}_image" for path in (demo / "test").rglob("*.dcm")}
     assert set(studies["PredictionString"]) == {"negative 1 0 0 1 1"}
@@ -207,7 +207,7 @@ def test_the_sample_lists_studies_then_images(demo):
 
 
 def test_headers_are_as_planned_and_pixels_decode(demo):
-    planned = [image for split in ("train", "test") for image in plan_split(3, split, SMALL[f"{split}_studies"], 0.04)]
+    planned = [image for split in ("train", "test") for image in plan_split(3, split, DEMO[f"{split}_studies"], 0.04)]
     assert {image.syntax.name for image in planned} == {
         "Explicit VR Little Endian",
         "JPEG Lossless, Non-Hierarchical, First-Order Prediction (Process 14 [Selection Value 1])",
@@ -321,14 +321,14 @@ def test_a_image_has_the_shape_asked_for_and_uses_its_range(shape):
 
 
 def test_same_seed_same_bytes_with_any_number_of_workers(demo, tmp_path):
-    write_competition(tmp_path / "again", **SMALL, workers=2)
+    write_competition(tmp_path / "again", **DEMO, workers=2)
     assert tree(tmp_path / "again") == tree(demo)
-    write_competition(tmp_path / "other", **{**SMALL, "seed": 4, "train_studies": 2, "test_studies": 1}, workers=1)
+    write_competition(tmp_path / "other", **{**DEMO, "seed": 4, "train_studies": 2, "test_studies": 1}, workers=1)
     assert not set(tree(tmp_path / "other").values()) & set(tree(demo).values())
 
 
 def test_a_second_call_does_no_work_and_mends_what_is_missing(tmp_path):
-    folder, small = tmp_path / "demo", {**SMALL, "train_studies": 3, "test_studies": 1}
+    folder, small = tmp_path / "demo", {**DEMO, "train_studies": 3, "test_studies": 1}
     assert write_competition(folder, **small, workers=1)
     before = tree(folder)
     assert not write_competition(folder, **small, workers=1)
@@ -338,7 +338,7 @@ def test_a_second_call_does_no_work_and_mends_what_is_missing(tmp_path):
 
 
 def test_bad_input_is_said_in_a_sentence(tmp_path, capsys):
-    small = {**SMALL, "train_studies": 1, "test_studies": 1}
+    small = {**DEMO, "train_studies": 1, "test_studies": 1}
     write_competition(tmp_path / "demo", **small, workers=1)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")

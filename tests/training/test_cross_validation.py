@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 BOX = [0.2, 0.3, 0.6, 0.8]
 CORNERS = ["x1", "y1", "x2", "y2"]
-PRESET = load_preset("small", {**PLAIN, "fusion.hflip_tta": True, "folds": 3})
+PRESET = load_preset("demo", {**PLAIN, "fusion.hflip_tta": True, "folds": 3})
 
 
 @pytest.fixture
@@ -348,7 +348,7 @@ def test_the_command_for_real(tmp_path, capsys):
     data, out = tmp_path / "competition", tmp_path / "out"
     write_competition(data, train_studies=10, test_studies=1, seed=0, scale=0.05)
     changes = {"folds": 2, "study.size": 64, "study.infer_size": 64, "study.views": 0, "study.training.epochs": 1}
-    arguments = ["crossval", "--data", str(data), "--out", str(out), "--preset", "small", "--stages", "study"]
+    arguments = ["crossval", "--data", str(data), "--out", str(out), "--preset", "demo", "--stages", "study"]
     arguments += [text for key, value in changes.items() for text in ("--set", f"{key}={value}")]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
@@ -377,5 +377,5 @@ def test_the_folds_models_are_a_fold_ensemble(images, models, tmp_path):
     assert set(manifest) == set(names)
     for name, (stage, fold) in names.items():
         assert verified(tmp_path / "weights", name).samefile(tmp_path / f"fold_{fold}" / f"{stage}.safetensors")
-        assert (manifest[name]["stage"], manifest[name]["preset"]) == (stage, "small")
+        assert (manifest[name]["stage"], manifest[name]["preset"]) == (stage, "demo")
         assert f"without fold {fold} of 3" in manifest[name]["source"]

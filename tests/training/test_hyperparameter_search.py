@@ -12,7 +12,7 @@ from siimcovid.apps.command_line import main
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.overrides import override
-from siimcovid.core.presets import FULL, PRESETS, SMALL, load_preset
+from siimcovid.core.presets import DEMO, FULL, PRESETS, load_preset
 from siimcovid.models import checkpoints
 from siimcovid.synthetic.demo_competition import write_competition
 from siimcovid.training import hyperparameter_search
@@ -32,7 +32,7 @@ def space(tmp_path):
     def read(text: str, stage: str = "study"):
         path = tmp_path / "space.yaml"
         path.write_text(text, encoding="utf-8")
-        return read_space(path, stage, SMALL)
+        return read_space(path, stage, DEMO)
 
     return read
 
@@ -151,7 +151,7 @@ def test_settings_as_text():
     text = as_set(settings)
     assert text == "--set study.dropout=0.5 --set rcnn.anchor_sides=24,48 --set study.frozen=True"
     changes = dict(part.split("=") for part in text.split() if part != "--set")
-    assert override(SMALL, changes) == override(SMALL, settings)
+    assert override(DEMO, changes) == override(DEMO, settings)
 
 
 class Recorder:
@@ -195,7 +195,7 @@ def recorder(monkeypatch):
     return stand_in
 
 
-def run(out, runs=RATES, preset=SMALL, images=IMAGES):
+def run(out, runs=RATES, preset=DEMO, images=IMAGES):
     return hyperparameter_search.search("study", runs, preset, images, out, None, out)
 
 
@@ -249,9 +249,9 @@ def test_a_trial_that_another_process_runs_is_left_to_it(recorder, tmp_path):
 def test_a_folder_is_of_one_search(recorder, tmp_path):
     run(tmp_path)
     others = [
-        ("config.hidden", {"preset": load_preset("small", {"study.hidden": 8})}),
-        ("cache.size", {"preset": load_preset("small", {"cache_size": 99})}),
-        ("held_out, images", {"preset": load_preset("small", {"fold": 1})}),
+        ("config.hidden", {"preset": load_preset("demo", {"study.hidden": 8})}),
+        ("cache.size", {"preset": load_preset("demo", {"cache_size": 99})}),
+        ("held_out, images", {"preset": load_preset("demo", {"fold": 1})}),
         ("images", {"images": IMAGES.tail(5)}),
         ("images", {"images": IMAGES.assign(study_label="typical")}),
     ]
@@ -280,7 +280,7 @@ def test_a_real_search(tmp_path):
         )
     images = pd.DataFrame(rows).assign(annotated=True)
     tiny = {"study.size": 64, "study.infer_size": 64, "study.views": 0, "study.training.batch": 4, "folds": 2}
-    preset = load_preset("small", tiny | {"study.training.epochs": 2})
+    preset = load_preset("demo", tiny | {"study.training.epochs": 2})
     runs = [{LEARNING_RATE: 1e-3}, {LEARNING_RATE: 1e38, "study.training.optimizer": "sgd"}]
     tables = [
         hyperparameter_search.search("study", runs, preset, images, tmp_path, None, tmp_path / name).drop(
@@ -302,7 +302,7 @@ def test_the_command(recorder, tmp_path, capsys, monkeypatch):
     write_competition(data, train_studies=6, test_studies=1, seed=0, scale=0.05)
     file = tmp_path / "space.yaml"
     file.write_text(f"{{method: grid, space: {{{LEARNING_RATE}: [0.2, 0.4]}}}}", encoding="utf-8")
-    arguments = ["search", "study", str(file), "--data", str(data), "--out", str(out), "--preset", "small"]
+    arguments = ["search", "study", str(file), "--data", str(data), "--out", str(out), "--preset", "demo"]
     assert main([*arguments, "--fold", "2", "--set", "study.hidden=8", "--set", "folds=3"]) == 0
     printed = capsys.readouterr().out
     assert f"--set {LEARNING_RATE}=0.4\n" in printed

@@ -39,7 +39,7 @@ def tiny(stage: str) -> Preset:
     """Four epochs of four batches with all that a run carries: averages, momentum, dropout, new images, best epoch."""
     small = {"size": 64, "infer_size": 64, "training.epochs": 4, "training.batch": 1, "training.nominal_batch": 2}
     small |= {"training.ema": 0.9, "training.validate": True}
-    return load_preset("small", {f"{stage}.{key}": value for key, value in small.items()} | {"folds": 2})
+    return load_preset("demo", {f"{stage}.{key}": value for key, value in small.items()} | {"folds": 2})
 
 
 @pytest.mark.parametrize("stage", checkpoints.STAGES)

@@ -4,15 +4,17 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
+from siimcovid.core import device
 from siimcovid.core.memory_errors import is_out_of_memory
 from siimcovid.core.overrides import override
-from siimcovid.core.presets import SMALL
+from siimcovid.core.presets import DEMO
 from siimcovid.data import competition
 from siimcovid.models import checkpoints
 from siimcovid.models.checkpoints import build_model, read_tensors
@@ -21,6 +23,15 @@ from siimcovid.training import multi_gpu
 from support import two_processes
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_gpus() -> Iterator[None]:
+    """On the CPU, whatever the machine has; tests/gpu/test_two_gpus.py is for GPUs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        patch.setattr(device, "_tested", lambda: (0, None))
+        yield
 
 
 def test_children_import_whatever_their_parent_can(tmp_path, monkeypatch):
@@ -35,7 +46,7 @@ def test_children_import_whatever_their_parent_can(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "wheels")])
     images = pd.DataFrame({"image_id": ["a"], "boxes": [[]]})
     with pytest.raises(RuntimeError, match="in 2 processes failed with exit code 1"):
-        multi_gpu.fit("study", SMALL, images, tmp_path, None, tmp_path / "out", processes=2)
+        multi_gpu.fit("study", DEMO, images, tmp_path, None, tmp_path / "out", processes=2)
     path = environments[0]["PYTHONPATH"].split(os.pathsep)
     ours = list(dict.fromkeys(filter(None, sys.path)))
     assert path[: len(ours)] == ours  # in the parent's order, so that what is installed goes before the wheels
@@ -104,21 +115,6 @@ def test_the_same_images_and_failures(runs):
     assert len(pd.read_csv(one / "failures.csv")) == 1
     shares = [len((two / f"prepared-{k}-of-2.csv").read_text().splitlines()) - 1 for k in (0, 1)]
     assert abs(shares[0] - shares[1]) <= 1  # each made its half
-
-
-def test_a_notebook_trains_in_two_processes(runs, tmp_path, monkeypatch):
-    """launch.fit from a single process: the batch is shared; the weights are those of one process."""
-    one, _ = runs
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    images = competition.read_index(one.parent / "index.csv")
-    failed = pd.read_csv(one / "cache" / "failures.csv", dtype=str)["image_id"]
-    samples = images[~images["image_id"].isin(failed)].reset_index(drop=True)
-    preset = override(two_processes.few_steps("study"), {"study.training.batch": 4})
-    path = multi_gpu.fit("study", preset, samples, one / "cache", None, tmp_path, processes=2)
-    expected, found = read_tensors(one / "study.safetensors")[0], read_tensors(path)[0]
-    for name in ("head.0.weight", "head.3.bias"):
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5)
-    assert not list(tmp_path.glob("study.job*")) + list(tmp_path.glob("study.images*"))
 
 
 def test_two_processes_go_on_where_one_has_paused(runs, tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from siimcovid.core.overrides import override
-from siimcovid.core.presets import SMALL, load_preset
+from siimcovid.core.presets import DEMO, load_preset
 from siimcovid.core.stage_names import DETECTORS
 from siimcovid.training import pretraining
 
@@ -13,7 +13,7 @@ OWN = {"nih_cache_size": 448, "rsna_cache_size": 704} | {f"{s}.rsna_epochs": 3 +
 
 @pytest.mark.parametrize("stage", DETECTORS)
 def test_every_detector_has_epochs_of_its_own_on_rsna(stage):
-    preset = load_preset("small", OWN)
+    preset = load_preset("demo", OWN)
     changed = override(preset, pretraining.changes(preset, stage, "rsna"))
     assert getattr(changed, stage).training.epochs == OWN[f"{stage}.rsna_epochs"]
     assert changed.cache_size == 704
@@ -23,9 +23,9 @@ def test_every_detector_has_epochs_of_its_own_on_rsna(stage):
 
 
 def test_the_caches_have_sizes_of_their_own():
-    assert pretraining.changes(load_preset("small", OWN), "backbone", "nih") == {"cache_size": 448}
-    assert pretraining.changes(SMALL, "backbone", "nih") == {}  # the preset's cache_size
-    assert "cache_size" not in pretraining.changes(SMALL, "rcnn", "rsna")
+    assert pretraining.changes(load_preset("demo", OWN), "backbone", "nih") == {"cache_size": 448}
+    assert pretraining.changes(DEMO, "backbone", "nih") == {}  # the preset's cache_size
+    assert "cache_size" not in pretraining.changes(DEMO, "rcnn", "rsna")
 
 
 def test_rsnas_images_without_boxes_are_prepared_only_to_choose_an_epoch_by():
@@ -36,5 +36,5 @@ def test_rsnas_images_without_boxes_are_prepared_only_to_choose_an_epoch_by():
         ("competition", False, "abc"),
         ("nih", False, "abc"),
     ):
-        training = load_preset("small", {"rcnn.training.validate": validate}).rcnn.training
+        training = load_preset("demo", {"rcnn.training.validate": validate}).rcnn.training
         assert "".join(pretraining.wanted_images(images, training, kind)["image_id"]) == wanted

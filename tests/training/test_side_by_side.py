@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from siimcovid.core.memory_errors import is_out_of_memory
-from siimcovid.core.presets import SMALL
-from siimcovid.data import image_memory
+from siimcovid.core.presets import DEMO
+from siimcovid.data import datasets, image_memory
 from siimcovid.data.competition import index_table
 from siimcovid.models.checkpoints import read_tensors
 from siimcovid.training import job_child, side_by_side, train_stage
@@ -32,7 +32,7 @@ def fake(monkeypatch) -> None:
 
 
 def job(stage: str, out: Path) -> TrainingJob:
-    return TrainingJob(stage, SMALL, pd.DataFrame({"image_id": ["a"], "boxes": [[]]}), out, None, out)
+    return TrainingJob(stage, DEMO, pd.DataFrame({"image_id": ["a"], "boxes": [[]]}), out, None, out)
 
 
 def indexed_images(folder: Path) -> tuple[Path, pd.DataFrame]:
@@ -43,7 +43,7 @@ def indexed_images(folder: Path) -> tuple[Path, pd.DataFrame]:
 
 def test_a_job_survives_its_files(tmp_path):
     cache, images = indexed_images(tmp_path)
-    given = TrainingJob("study", SMALL, images, cache, None, tmp_path / "out", pause=True, deadline=12.5)
+    given = TrainingJob("study", DEMO, images, cache, None, tmp_path / "out", pause=True, deadline=12.5)
     path = write_job(given, {"threads": 2})
     found, values = read_job(path)
     assert replace(found, images=images) == given
@@ -79,6 +79,11 @@ def test_memory_is_shared(monkeypatch):
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     monkeypatch.setenv("SIIMCOVID_SHARED_BY", "4")
     assert image_memory.training_bytes() == image_memory.TRAINING_BYTES / 4
+    assert image_memory.training_bytes(workers=2) == image_memory.TRAINING_BYTES / 8  # each worker has a copy
+    for gpus, workers in ((0, 0), (1, 2)):
+        monkeypatch.setattr(datasets, "gpu_count", lambda gpus=gpus: gpus)
+        monkeypatch.setattr(datasets, "processors", lambda: 8)
+        assert datasets.loader_workers() == workers
 
 
 def test_one_fails_and_the_others_go_on(fake, tmp_path, capsys):
@@ -161,14 +166,14 @@ PARENT = """
 import sys
 from pathlib import Path
 import pandas as pd
-from siimcovid.core.presets import SMALL
+from siimcovid.core.presets import DEMO
 from siimcovid.training import side_by_side
 from siimcovid.training.training_job import TrainingJob
 
 side_by_side.CHILD, out = "support.fake_job_child", Path(sys.argv[1])
 images = pd.DataFrame({"image_id": ["a"], "boxes": [[]]})
 processes = side_by_side.SideBySide(side_by_side.cpu_places(1, 1))
-processes.start("backbone", TrainingJob("backbone", SMALL, images, out, None, out))
+processes.start("backbone", TrainingJob("backbone", DEMO, images, out, None, out))
 processes.wait()
 """
 

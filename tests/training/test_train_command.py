@@ -42,7 +42,7 @@ def settings(stage: str) -> list[str]:
 
 
 def train(stage: str, *arguments: object) -> int:
-    return command_line.main(["train", stage, "--preset", "small", *map(str, arguments), *settings(stage)])
+    return command_line.main(["train", stage, "--preset", "demo", *map(str, arguments), *settings(stage)])
 
 
 def test_the_chain(folders, capsys):
@@ -68,7 +68,7 @@ def test_the_chain(folders, capsys):
 def test_a_detector_goes_on_from_rsna_to_the_competition(folders, capsys, stage, epochs):
     """The epochs on RSNA and its cache's size are the preset's own, unless --set says otherwise."""
     first, second = folders / f"rsna-{stage}", folders / f"{stage}-then"
-    arguments = ["train", stage, "--preset", "small", "--data", str(folders / "rsna"), "--out", str(first)]
+    arguments = ["train", stage, "--preset", "demo", "--data", str(folders / "rsna"), "--out", str(first)]
     sides = [f"--set={stage}.{key}={SIDE}" for key in ("size", "infer_size")]
     command_line.main([*arguments, *sides, f"--set=rsna_cache_size={SIDE}", f"--set=cache_size={SIDE}", "--hours", "0"])
     facts = json.loads((first / f"{stage}.json").read_text())
@@ -118,6 +118,6 @@ def test_on_kaggle_prepared_images_are_no_part_of_the_output(folders, tmp_path, 
 def test_refuses(folders, arguments, said, capsys, monkeypatch):
     monkeypatch.chdir(folders)
     sizes = ["--set", f"cache_size={SIDE}"]
-    preset = [] if "--preset" in arguments else ["--preset", "small"]
+    preset = [] if "--preset" in arguments else ["--preset", "demo"]
     assert command_line.main(["train", *arguments, "--out", "refused", *preset, *sizes]) == 2
     assert said in capsys.readouterr().err

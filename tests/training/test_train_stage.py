@@ -13,7 +13,7 @@ from siimcovid.core.configuration import Augment
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import NIH_FINDINGS
 from siimcovid.core.overrides import override
-from siimcovid.core.presets import SMALL, load_preset
+from siimcovid.core.presets import DEMO, load_preset
 from siimcovid.data.datasets import ImageDataset
 from siimcovid.inference import choose_ensemble
 from siimcovid.inference.predictor import predict_table, study_probabilities
@@ -33,7 +33,7 @@ def cached_images(tmp_path) -> tuple:
 
 def test_detections_table(cached_images):
     folder, images = cached_images
-    table = predict_table("rcnn", SMALL.rcnn, Fixed([(BOX, 0.9), ([0.0, 0.0, 0.1, 0.1], 0.2)]), images.head(3), folder)
+    table = predict_table("rcnn", DEMO.rcnn, Fixed([(BOX, 0.9), ([0.0, 0.0, 0.1, 0.1], 0.2)]), images.head(3), folder)
     assert table.columns.tolist() == ["image_id", "model", "score", "x1", "y1", "x2", "y2"]
     assert table["image_id"].tolist() == ["image0", "image0", "image1", "image1", "image2", "image2"]
     assert table.iloc[0, 2:].tolist() == pytest.approx([0.9, *BOX])
@@ -41,7 +41,7 @@ def test_detections_table(cached_images):
 
 def test_mirrored_images_give_boxes_of_the_images_themselves(cached_images):
     folder, images = cached_images
-    table = predict_table("rcnn", SMALL.rcnn, Fixed([(BOX, 0.9)]), images.head(1), folder, hflip=True)
+    table = predict_table("rcnn", DEMO.rcnn, Fixed([(BOX, 0.9)]), images.head(1), folder, hflip=True)
     assert table["model"].tolist() == ["rcnn_hflip"]
     assert table.iloc[0, 3:].tolist() == pytest.approx([1 - BOX[2], BOX[1], 1 - BOX[0], BOX[3]])
 
@@ -50,7 +50,7 @@ def test_labels_are_the_mean_over_a_studys_images(cached_images):
     folder, images = cached_images
     two = images.head(2).assign(study_id="one")
     logits = torch.log(torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.2, 0.3, 0.4, 0.1]]))
-    table = predict_table("study", SMALL.study, Fixed(logits), two, folder)
+    table = predict_table("study", DEMO.study, Fixed(logits), two, folder)
     study, *probabilities = study_probabilities(table).iloc[0]
     assert study == "one"
     assert probabilities == pytest.approx([0.3, 0.3, 0.3, 0.1])
@@ -60,21 +60,21 @@ def test_measure_detector_counts_boxes_on_all_images(cached_images):
     """Two of eight images have the box; it is found on all with one score. Equal scores keep the images' order, so the
     two hits stand at ranks 2 and 6 and the area is (1/2 + 2/6) / 2."""
     folder, images = cached_images
-    value = train_stage.measure("rcnn", SMALL.rcnn, Fixed([(BOX, 0.5)]), images, folder)
+    value = train_stage.measure("rcnn", DEMO.rcnn, Fixed([(BOX, 0.5)]), images, folder)
     assert value == pytest.approx((1 / 2 + 2 / 6) / 2)
 
 
 def test_measure_study_is_the_mean_ap_of_the_labels(cached_images):
     folder, images = cached_images
     four = images.head(4)
-    assert train_stage.measure("study", SMALL.study, Fixed(torch.eye(4) * 9), four, folder) == 1.0
+    assert train_stage.measure("study", DEMO.study, Fixed(torch.eye(4) * 9), four, folder) == 1.0
     wrong = torch.eye(4)[[1, 0, 3, 2]] * 9  # each study label's own image ties for the last three places
-    assert train_stage.measure("study", SMALL.study, Fixed(wrong), four, folder) < 0.6
+    assert train_stage.measure("study", DEMO.study, Fixed(wrong), four, folder) < 0.6
 
 
 def test_features_are_what_the_backbone_says(cached_images):
     folder, images = cached_images
-    config = replace(SMALL.study, size=64)
+    config = replace(DEMO.study, size=64)
     model = checkpoints.build_model("study", config).eval()
     dataset = ImageDataset(images, folder, 64, Augment(hflip=1.0))
     features = FrozenFeatures(dataset, model, views=2, batch=3)
@@ -95,7 +95,7 @@ def test_fit_leaves_out_what_nobody_annotated(cached_images, tmp_path, monkeypat
     monkeypatch.setattr(
         train_stage, "train", lambda stage, config, model, dataset, out, **options: seen.update(options, n=dataset)
     )
-    preset = load_preset("small", {"rcnn.size": 64, "rcnn.training.balance": "oversample"})
+    preset = load_preset("demo", {"rcnn.size": 64, "rcnn.training.balance": "oversample"})
     train_stage.fit("rcnn", preset, images, folder, None, tmp_path)
     assert seen["n"].image_ids == [f"image{k}" for k in range(7)]
     assert seen["sampling_weights"] == [1 / 2, 1 / 2, 1 / 2, 1, 1 / 2, 1 / 2, 1 / 2]
@@ -109,7 +109,7 @@ def test_fit_holds_a_fold_of_patients_out(cached_images, tmp_path, monkeypatch):
         train_stage, "train", lambda stage, config, model, dataset, out, **options: seen.update(options, n=dataset)
     )
     monkeypatch.setattr(train_stage, "measure", lambda stage, config, model, held_out, cache, memory: held_out)
-    preset = load_preset("small", {"rcnn.size": 64, "rcnn.training.validate": True, "folds": 2})
+    preset = load_preset("demo", {"rcnn.size": 64, "rcnn.training.validate": True, "folds": 2})
     train_stage.fit("rcnn", preset, images, folder, None, tmp_path)
     held_out = seen["evaluate"](None)
     patient = images.set_index("image_id")["patient_id"]
@@ -120,7 +120,7 @@ def test_fit_holds_a_fold_of_patients_out(cached_images, tmp_path, monkeypatch):
 def test_fit_without_images(cached_images, tmp_path):
     folder, images = cached_images
     with pytest.raises(InputError, match="no images"):
-        train_stage.fit("rcnn", SMALL, images.assign(split="test"), folder, tmp_path, tmp_path)
+        train_stage.fit("rcnn", DEMO, images.assign(split="test"), folder, tmp_path, tmp_path)
 
 
 def test_measure_backbone_is_the_mean_auc_of_findings_that_vary(cached_images):
@@ -130,7 +130,7 @@ def test_measure_backbone_is_the_mean_auc_of_findings_that_vary(cached_images):
     truth[:4, 0] = truth[:4, 1] = truth[:4, 2] = 1
     logits[:4, 0], logits[:4, 1] = 1, -1
     table = images.join(pd.DataFrame(truth, columns=list(NIH_FINDINGS)))
-    config = replace(SMALL.backbone, size=64, infer_size=64)
+    config = replace(DEMO.backbone, size=64, infer_size=64)
     assert train_stage.measure("backbone", config, Fixed(torch.tensor(logits)), table, folder) == pytest.approx(0.5)
     perfect = np.where(truth == 1, 3.0, -3.0)
     assert train_stage.measure("backbone", config, Fixed(torch.tensor(perfect)), table, folder) == 1.0
@@ -145,7 +145,7 @@ def test_balance_by_weights(cached_images, tmp_path, monkeypatch):
         train_stage, "train", lambda stage, config, model, dataset, out, **options: seen.update(model=model)
     )
     settings = {"study.size": 32, "study.views": 0, "study.training.balance": "weights"}
-    train_stage.fit("study", load_preset("small", settings), images, folder, None, tmp_path)
+    train_stage.fit("study", load_preset("demo", settings), images, folder, None, tmp_path)
     assert seen["model"].label_weights.tolist() == pytest.approx([7 / 8, 7 / 8, 7 / 8, 7 / 4])
 
 
@@ -153,7 +153,7 @@ def test_features_are_computed_once_for_all_models_on_them(cached_images):
     """A cache passed on gives the next model the same table; another backbone, other images or views a new one."""
     folder, images = cached_images
     torch.manual_seed(0)
-    one, other = (checkpoints.build_model("study", replace(SMALL.study, size=64)).eval() for _ in range(2))
+    one, other = (checkpoints.build_model("study", replace(DEMO.study, size=64)).eval() for _ in range(2))
     samples, cache = ImageDataset(images, folder, 64), FeatureCache()
     first = FrozenFeatures(samples, one, 1, 3, cache).table
     assert FrozenFeatures(samples, one, 1, 4, cache).table is first
@@ -172,7 +172,7 @@ def test_a_stage_is_trained_anew_where_its_identity_is_another(cached_images, tm
     """Another fold, corrected labels or boxes, other start weights or another cache: anew. All as before: not."""
     folder, images = cached_images
     images = images[images["study_label"].notna()]
-    preset = load_preset("small", SETTINGS | {"study.training.validate": True})
+    preset = load_preset("demo", SETTINGS | {"study.training.validate": True})
     starts = []
     for seed in range(2):
         torch.manual_seed(seed)
@@ -204,7 +204,7 @@ def test_a_stage_is_trained_anew_where_its_identity_is_another(cached_images, tm
 def test_identities_know_nothing_of_places_and_memory(cached_images, tmp_path):
     """The same in a copy of the cache, and with half the batch at the same images per update."""
     folder, images = cached_images
-    preset = load_preset("small", SETTINGS | {"study.training.batch": 8})
+    preset = load_preset("demo", SETTINGS | {"study.training.batch": 8})
     half = override(preset, {"study.training.batch": 4, "study.training.nominal_batch": 8})
     (tmp_path / "copy").mkdir()
     one = train_stage.identity_of("study", preset, images, folder, None, tmp_path)
@@ -220,13 +220,13 @@ def test_the_same_command_with_its_own_folder_of_weights(cached_images, tmp_path
     """A stage that is trained into the folder it starts from does not start from itself the second time."""
     folder, images = cached_images
     out = tmp_path / "out"
-    preset = load_preset("small", SETTINGS)
+    preset = load_preset("demo", SETTINGS)
     torch.manual_seed(0)
     model = checkpoints.build_model("study", preset.study).backbone
     out.mkdir()
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(tensors, out / f"{preset.study.backbone}.safetensors")
-    entry = {"stage": "backbone", "architecture": preset.study.backbone, "source": "", "licence": "", "preset": "small"}
+    entry = {"stage": "backbone", "architecture": preset.study.backbone, "source": "", "licence": "", "preset": "demo"}
     weights_manifest.register(out / f"{preset.study.backbone}.safetensors", **entry)
     for trained in (True, False):
         path = train_stage.fit("study", preset, images, folder, out, out)
@@ -236,9 +236,9 @@ def test_the_same_command_with_its_own_folder_of_weights(cached_images, tmp_path
 
 def test_a_fold_is_held_out_by_all_stages_where_it_is_large_enough(cached_images, monkeypatch):
     folder, images = cached_images
-    holds = override(SMALL, {"hold_out": True, "folds": 2, "duplicates": False})
+    holds = override(DEMO, {"hold_out": True, "folds": 2, "duplicates": False})
     for stage in ("rcnn", "yolo", "study"):
-        everything = train_stage.split_images(stage, SMALL, images, folder)[0]
+        everything = train_stage.split_images(stage, DEMO, images, folder)[0]
         assert train_stage.split_images(stage, holds, images, folder)[0].equals(everything)  # too few to fit on
         assert train_stage.held_out_fold(stage, holds, images, folder).empty
     monkeypatch.setattr(choose_ensemble, "FEWEST", 2)
@@ -252,6 +252,6 @@ def test_a_fold_is_held_out_by_all_stages_where_it_is_large_enough(cached_images
         assert not set(held_out["patient_id"]) & set(chosen["patient_id"])
         folds.append(held_out["image_id"].tolist())
     assert folds[0] == folds[1] == folds[2]
-    validates = override(SMALL, {"rcnn.training.validate": True, "folds": 2, "duplicates": False})
+    validates = override(DEMO, {"rcnn.training.validate": True, "folds": 2, "duplicates": False})
     chosen, held_out = train_stage.split_images("rcnn", validates, images, folder)
     assert held_out.equals(train_stage.held_out_fold("rcnn", validates, images, folder))

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from siimcovid.core.configuration import Training
 from siimcovid.core.errors import InputError
-from siimcovid.core.presets import FULL, SMALL
+from siimcovid.core.presets import DEMO, FULL
 from siimcovid.models import checkpoints
 from siimcovid.models.checkpoints import build_model
 from siimcovid.training import training_loop
@@ -26,7 +26,7 @@ from siimcovid.training.optimizer import make_optimizer
 from siimcovid.training.training_loop import NotFiniteError, train
 
 CONFIG = replace(
-    SMALL.study,
+    DEMO.study,
     training=Training(epochs=3, batch=4, learning_rate=0.05, momentum=0.9, clip_norm=1.0, ema=0.9, nominal_batch=8),
 )
 
@@ -381,7 +381,7 @@ def test_warm_up_is_linear():
 
 
 def test_one_cycle_rises_and_falls_to_nothing():
-    training = replace(SMALL.rcnn.training, epochs=10)
+    training = replace(DEMO.rcnn.training, epochs=10)
     factors = [learning_rate_factor(training, update, 10) for update in range(101)]
     assert max(factors) == factors[20] == 1.0
     assert factors[:21] == sorted(factors[:21])
@@ -398,7 +398,7 @@ def test_weight_decay_spares_biases_and_norms():
 
 
 def test_what_stands_on_a_backbone_learns_at_a_rate_of_its_own():
-    config = replace(SMALL.study, frozen=False)
+    config = replace(DEMO.study, frozen=False)
     model, training = build_model("study", config), replace(config.training, learning_rate=1e-4, head_rate=5.0)
     rate_of = {p: group["lr"] for group in make_optimizer(model, training).param_groups for p in group["params"]}
     assert {rate_of[p] for p in model.backbone.parameters()} == {1e-4}

@@ -126,6 +126,7 @@ class Augment:
     rectangles: Probability = 0.0  # p of black rectangles
     rectangle_count: Annotated[int, Range(1, 64)] = 1  # so many of them
     rectangle_side: Annotated[float, Range(0, 1, above=True)] = 0.4  # of the image's side, at most
+    cover: Probability = 0.0  # p of covering markers, borders and corners, never a box
 
 
 @dataclass(frozen=True)
@@ -306,6 +307,7 @@ class StudyConfig:
     hflip_tta: bool = False  # predictions are the mean over an image and its mirror image
     frozen: bool = True
     views: CountOrNone = 0  # of each image, whose features are computed once (frozen only); 0: in every epoch
+    typical_images: CountOrNone = 0  # of training, by which an image unlike them is found; 0 finds none
 
     def check_values(self, prefix: str = "") -> None:
         """Raise InputError where values do not fit each other; `prefix` stands before their names."""

@@ -12,6 +12,7 @@ MESSAGES = (
     "unable to allocate",  # numpy
     "failed to allocate",
     "insufficient memory",  # OpenCV
+    "bad_alloc",  # ONNX Runtime, which says "failed to allocate" too
     "cublas_status_alloc_failed",
     "cublas_status_not_initialized",
     "cudnn_status_alloc_failed",

@@ -25,6 +25,7 @@ from siimcovid.core.device import gpu_count
 from siimcovid.core.labels import NIH_FINDINGS, STUDY_LABELS
 from siimcovid.core.processes import processors, sharing_processes
 from siimcovid.data.augmentation import build_transforms, random_rectangles
+from siimcovid.data.covering import random_cover
 from siimcovid.data.image_memory import ImageMemory, training_bytes
 from siimcovid.data.random_geometry import mosaic, move, random_flips, random_matrix
 from siimcovid.data.resize import centre_crop, crop_boxes
@@ -47,7 +48,7 @@ class ImageDataset(Dataset):
         size: side of the square in pixels.
         augment: random changes, or None for the image as it is.
         seed: of the changes.
-        memory: where decoded images are kept; None makes one of training_bytes() for this data set alone.
+        memory: where decoded images are kept; None makes one of training_bytes for this data set alone.
         epochs: that it will serve, for Augment.mosaic_epochs; None has mosaics in all.
     """
 
@@ -72,15 +73,17 @@ class ImageDataset(Dataset):
             self.findings = torch.from_numpy(images[list(NIH_FINDINGS)].to_numpy(np.float32, copy=True))
         self.folder, self.size, self.augment, self.seed, self.epochs = Path(folder), size, augment, seed, epochs
         self.transforms = build_transforms(augment, seed) if augment else None
-        self.memory = ImageMemory(training_bytes()) if memory is None else memory
+        self.memory = ImageMemory(training_bytes(loader_workers())) if memory is None else memory
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def without_augmentation(self) -> "ImageDataset":
-        """A data set of the same images as they are (no changes, no crop), which shares this one's memory."""
+    def without_augmentation(self, size: int | None = None) -> "ImageDataset":
+        """A data set of the same images as they are (no changes, no crop), which shares this one's memory; of another
+        size where that is given."""
         plain = copy.copy(self)
         plain.augment = plain.transforms = None
+        plain.size = size or self.size
         return plain
 
     def image(self, number: int) -> np.ndarray:
@@ -115,6 +118,12 @@ class ImageDataset(Dataset):
         whole = pixels.shape[0]
         return centre_crop(pixels, self.augment.crop), crop_boxes(boxes, whole, self.augment.crop)
 
+    def _shown(self, number: int, rng: np.random.Generator) -> np.ndarray:
+        """Image `number`, perhaps without markers, borders and corners: (S, S) uint8, not to be written to."""
+        if self.augment.cover and rng.random() < self.augment.cover:
+            return random_cover(self.image(number), self.boxes[number], rng)
+        return self.image(number)
+
     def _changed(self, number: int, mosaics: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """A random draw of all changes but mixup and crop: (S, S) uint8 and (n, 4) float32.
 
@@ -123,9 +132,9 @@ class ImageDataset(Dataset):
         a = self.augment
         if mosaics and rng.random() < mosaics:
             four = rng.permutation([number, *rng.integers(len(self), size=3)])
-            canvas, boxes = mosaic([self.image(k) for k in four], [self.boxes[k] for k in four], rng)
+            canvas, boxes = mosaic([self._shown(k, rng) for k in four], [self.boxes[k] for k in four], rng)
         else:
-            canvas, boxes = self.image(number), self.boxes[number] * self.size
+            canvas, boxes = self._shown(number, rng), self.boxes[number] * self.size
         pixels, boxes = move(canvas, boxes, random_matrix(a, len(canvas), self.size, rng), self.size)
         pixels, boxes = random_flips(pixels, boxes, a, rng)
         if self.transforms:
@@ -146,6 +155,12 @@ def collate(samples: list[dict]) -> dict:
     return batch
 
 
+def loader_workers() -> int:
+    """Processes of a loader that decode ahead of a GPU: up to four, and no more than the cores that processes which
+    train side by side leave this one. 0 on the CPU, where the model wants the cores itself."""
+    return min(4, max(1, processors() // sharing_processes())) if gpu_count() else 0
+
+
 def loader(
     dataset: Dataset,
     batch: int = 1,
@@ -155,18 +170,15 @@ def loader(
 ) -> DataLoader:
     """A loader in the dataset's order, or the sampler's; `batches` yields whole batches instead of both.
 
-    On GPU machines worker processes decode ahead of the model, unless `decode_ahead` is false: up to four, and no more
-    than the cores that processes which train side by side leave this one.
+    On GPU machines worker processes decode ahead of the model, unless `decode_ahead` is false.
     """
-    gpu = bool(gpu_count())
-    cores = max(1, processors() // sharing_processes())
-    workers = min(4, cores) if gpu and decode_ahead else 0  # on CPU the model wants the cores itself
+    workers = loader_workers() if decode_ahead else 0
     order = {"batch_size": batch, "sampler": sampler}
     return DataLoader(
         dataset,
         **(order if batches is None else {"batch_sampler": batches}),
         collate_fn=collate,
         num_workers=workers,
-        pin_memory=gpu,
+        pin_memory=bool(gpu_count()),
         persistent_workers=workers > 0,
     )

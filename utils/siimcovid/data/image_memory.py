@@ -19,9 +19,12 @@ TRAINING_BYTES = 2 << 30
 PREDICTION_BYTES = 32 << 20
 
 
-def training_bytes() -> int:
-    """Bytes of images that this process's training set keeps: processes that train side by side share them."""
-    return TRAINING_BYTES // sharing_processes()
+def training_bytes(workers: int = 0) -> int:
+    """Bytes of images that a copy of this process's training set keeps.
+
+    Processes that train side by side share them, and so do a loader's worker processes, each of which has a copy.
+    """
+    return TRAINING_BYTES // sharing_processes() // max(1, workers)
 
 
 class ImageMemory:

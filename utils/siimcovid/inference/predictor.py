@@ -3,7 +3,7 @@
     detections     image_id, model, score in [0, 1], x1, y1, x2, y2 as fractions of the image; an image's highest score
                    first
     study labels   image_id, study_id, the four probabilities in the order of STUDY_LABELS and, from a study model that
-                   estimates it, the image's `none`
+                   estimates them, the image's `none`, and `unlike`: above .5 the image is unlike those of training
 
 Under `accelerate launch` or `torchrun` every process predicts its share of the batches, and all have the whole table in
 the end, with the same rows in the same order as one process. All of them must call then.
@@ -31,6 +31,7 @@ from siimcovid.data.image_memory import HeldImages, ImageMemory
 from siimcovid.data.resize import centre_crop
 from siimcovid.models.backbone import for_inference
 from siimcovid.models.study_classifier import probabilities
+from siimcovid.models.unlike_training import UNLIKE
 
 DETECTION_COLUMNS = ["image_id", "model", "score", "x1", "y1", "x2", "y2"]
 
@@ -174,7 +175,7 @@ def _predict_batch(
 
 def _study_table(config: Any, images: pd.DataFrame, rows: list[tuple[str, np.ndarray]]) -> pd.DataFrame:
     studies = dict(zip(images["image_id"], images["study_id"], strict=True))
-    columns = [*STUDY_LABELS, "none"] if config.none else list(STUDY_LABELS)
+    columns = [*STUDY_LABELS, *["none"] * bool(config.none), *["unlike"] * bool(config.typical_images)]
     values = np.array([values for _, values in rows], dtype=np.float64).reshape(-1, len(columns))
     names = [name for name, _ in rows]
     table = pd.DataFrame({"image_id": names, "study_id": [studies[name] for name in names]})
@@ -216,6 +217,13 @@ def _share(dataset: int, batch: int) -> tuple[range, Callable[[list], list]]:
 
 def _as_they_are(rows: list) -> list:
     return rows
+
+
+def unlike_images(study_probs: pd.DataFrame) -> list[str]:
+    """The image ids of a table of study labels whose image is unlike those that the study models learnt from."""
+    if "unlike" not in study_probs:
+        return []
+    return study_probs.loc[study_probs["unlike"].astype(float) > UNLIKE, "image_id"].tolist()
 
 
 def study_probabilities(study_probs: pd.DataFrame) -> pd.DataFrame:

@@ -10,7 +10,7 @@ the study labels and of `none`, fused by the preset that the weights were traine
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,8 +32,9 @@ from siimcovid.evaluation.submission_csv import to_pixels
 from siimcovid.inference import fit_ensemble
 from siimcovid.inference.ensemble import combine
 from siimcovid.inference.model_outputs import ModelOutputs
-from siimcovid.inference.predictor import DETECTION_COLUMNS, predict_images
+from siimcovid.inference.predictor import DETECTION_COLUMNS, predict_images, unlike_images
 from siimcovid.models import checkpoints, weights_manifest
+from siimcovid.models.unlike_training import SENTENCE
 
 #: Stands in every output.
 RESEARCH_NOTICE = "Research software, not for diagnosis."
@@ -67,7 +68,8 @@ class ImagePrediction:
         study_probs: probability of each study label, of the image's study; they add up to 1. Empty without a study
             model.
         none: confidence in [0, 1] that the image has no opacity; nan without a detector.
-        notices: what must be known of the weights, a sentence each.
+        notices: what must be known of the weights, and whether the image is unlike those that the study model learnt
+            from, a sentence each.
         pixels: (h, w) uint8, the image upright at the models' working size.
     """
 
@@ -152,10 +154,19 @@ class TrainedModel:
         """Predict the images of one study, whose study probabilities are the mean over them; else as `predict`."""
         found = self.outputs_of_study(images)
         rows = as_images(combine(found.outputs, self.preset), found.index, threshold)
+        unlike = unlike_images(found.outputs.study_probs)
         return [
-            ImagePrediction(name, row.rows, row.columns, row.boxes, row.study_probs, row.none, self.notices, picture)
+            ImagePrediction(
+                *(name, row.rows, row.columns, row.boxes, row.study_probs, row.none),
+                notices=self.notices_of(row.image_id, unlike),
+                pixels=picture,
+            )
             for name, row, picture in zip(found.index["name"], rows, found.pixels, strict=True)
         ]
+
+    def notices_of(self, image_id: str, unlike: Collection[str]) -> tuple[str, ...]:
+        """What must be said of an image: `notices`, and a sentence more where it is one of `unlike_images`."""
+        return (*self.notices, SENTENCE) if image_id in unlike else self.notices
 
     def outputs_of_study(self, images: Iterable[Path | str | np.ndarray]) -> StudyOutputs:
         """Every model's output for the images of one study, which are held in memory alone.

@@ -13,7 +13,8 @@ In: `FilePredictions` and the `TrainedModel` that made them. Out, in one folder:
 
 structured_report.py writes dicom-sr/ and dicom-sr.csv beside them.
 
-`notice` says what the weights were trained on.
+`notice` says what the weights were trained on, and of an image that is unlike those that the study model learnt from it
+says so.
 """
 
 import tempfile
@@ -32,6 +33,7 @@ from siimcovid.evaluation.submission_csv import COMPETITION_PRIORS, IMAGE, STUDY
 from siimcovid.inference.ensemble import combine
 from siimcovid.inference.model_outputs import ModelOutputs
 from siimcovid.inference.predict_files import PART, FilePredictions
+from siimcovid.inference.predictor import unlike_images
 from siimcovid.inference.trained_model import ImagePrediction, ImageRow, TrainedModel, as_images
 
 
@@ -43,7 +45,7 @@ def predicted_rows(found: FilePredictions, model: TrainedModel, threshold: float
 def write_tables(found: FilePredictions, model: TrainedModel, threshold: float, out: Path) -> list[ImageRow]:
     """Write predictions.csv, boxes.csv, coco.json and failures.csv; returns the images with their boxes in pixels."""
     rows = predicted_rows(found, model, threshold)
-    notice = " ".join(model.notices)
+    unlike = set(unlike_images(found.outputs.study_probs))
     table = found.index[["image_id", "path", "study_id", "rows", "columns"]].reset_index(drop=True)
     for label in STUDY_LABELS:
         table[label] = [row.study_probs.get(label, float("nan")) for row in rows]
@@ -52,7 +54,8 @@ def write_tables(found: FilePredictions, model: TrainedModel, threshold: float, 
     boxes = [(row.image_id, *box) for row in rows for box in row.boxes]
     boxes = pd.DataFrame(boxes, columns=["image_id", "score", "xmin", "ymin", "xmax", "ymax"])
     for name, content in (("predictions", table), ("boxes", boxes)):
-        _write_csv(content.assign(notice=notice).round(6), out / f"{name}.csv")
+        said = [" ".join(model.notices_of(image, unlike)) for image in content["image_id"]]
+        _write_csv(content.assign(notice=said).round(6), out / f"{name}.csv")
     _write_csv(found.failures, out / "failures.csv")
     write_json(out / "coco.json", as_coco(rows, table["path"].tolist(), model))
     return rows
@@ -88,6 +91,7 @@ def write_pictures(
     from matplotlib.figure import Figure
 
     row_of, drawn = {row.image_id: row for row in rows}, 0
+    unlike = set(unlike_images(found.outputs.study_probs))
     share = [image for image in images if image.image_id in row_of][found.rank :: found.processes]
     for start in range(0, len(share), PART):
         with tempfile.TemporaryDirectory(prefix="siimcovid-") as temporary:
@@ -101,10 +105,11 @@ def write_pictures(
                 if name in failed:
                     continue
                 row, figure = row_of[name], Figure(figsize=(6, 6.5), layout="constrained")
-                size, rest = (row.rows, row.columns), (row.boxes, row.study_probs, row.none, model.notices)
+                said = model.notices_of(name, unlike)
+                size, rest = (row.rows, row.columns), (row.boxes, row.study_probs, row.none, said)
                 ImagePrediction(name, *size, *rest, image_cache.read(cache, name)).plot(figure.subplots())
                 with atomic_path(out / "pictures" / f"{name}.png") as path:
-                    figure.savefig(path, dpi=100, metadata={"Software": None, "Description": " ".join(model.notices)})
+                    figure.savefig(path, dpi=100, metadata={"Software": None, "Description": " ".join(said)})
                 drawn += 1
     return drawn
 

@@ -127,7 +127,7 @@ def training_bundles(bundles: Path, scratch: Path) -> Path:
     for bundle in ("code", "wheels"):
         shutil.copytree(bundles / bundle, folder / bundle)
     repository = Repository()
-    parameters = {"PRESET": "small", "MODE": "finetune", "OVERRIDES": tiny_overrides(TINY_SIDE)}
+    parameters = {"PRESET": "demo", "MODE": "finetune", "OVERRIDES": tiny_overrides(TINY_SIDE)}
     weights = write_tiny_weights(scratch / "start")
     build(folder, OWNER_PLACEHOLDER, weights, ("weights",), repository)
     with assembled(folder / KERNEL) as new:

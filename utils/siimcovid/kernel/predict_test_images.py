@@ -174,11 +174,22 @@ def classify(run: Run) -> pd.DataFrame:
         if run.predictions.image_study_probs is not None:
             from siimcovid.inference.predictor import study_probabilities
 
+            note_unlike(run, run.predictions.image_study_probs)
             study_probs = study_probabilities(run.predictions.image_study_probs)
             write_csv(run.predictions.image_study_probs, run.folder / "image_study_probabilities.csv")
             write_csv(study_probs, run.folder / "study_probabilities.csv")
     run.revise()
     return study_probs
+
+
+def note_unlike(run: Run, table: pd.DataFrame) -> None:
+    """Record a notice for each image that is unlike those that the study model learnt from; its rows stay."""
+    from siimcovid.inference.predictor import unlike_images
+    from siimcovid.models.unlike_training import SENTENCE
+
+    before = run.record.notices[run.record.notices["notice"] != SENTENCE]
+    found = pd.DataFrame({"image_id": unlike_images(table), "notice": SENTENCE}, columns=before.columns)
+    run.record.notices = pd.concat([before, found], ignore_index=True) if len(found) else before
 
 
 def image_study_probs(run: Run, step: str, change: Callable | None = None) -> pd.DataFrame | None:
@@ -200,7 +211,7 @@ def image_study_probs(run: Run, step: str, change: Callable | None = None) -> pd
 
 def classify_covered(run: Run) -> pd.DataFrame | None:
     """As `classify`, of images without their markers and borders; None without a model or the time for it."""
-    from siimcovid.evaluation.shortcut_check import cover
+    from siimcovid.data.covering import cover
     from siimcovid.inference.predictor import study_probabilities
 
     seconds = 2 * run.record.seconds.get("classify", 0.0)  # covering an image takes no longer than predicting it

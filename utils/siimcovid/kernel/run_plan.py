@@ -19,7 +19,7 @@ from siimcovid.core.errors import InputError
 from siimcovid.core.overrides import override
 from siimcovid.core.stage_names import member
 from siimcovid.kernel.lower_resolution import training_changes
-from siimcovid.kernel.queue_forecast import jobs_to_try
+from siimcovid.kernel.queue_forecast import is_training, jobs_to_try
 from siimcovid.kernel.step_forecast import Profile, forecast, model_seconds
 
 #: Training epochs are cut in twentieths down to a quarter of what was asked; below that, resolution goes first.
@@ -44,11 +44,12 @@ class RunPlan:
         default_factory=dict
     )  # models of a stage when its training began: see stage_models.member_images
     jobs: int = 1  # models that are trained at a time, see side_by_side_training.py
+    from_study: tuple[str, ...] = ()  # detectors that start from the study model's backbone, which is trained first
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """The stages that run."""
-        return (*self.detectors, "study")
+        """The stages that run, in the order of their training."""
+        return ("study", *self.detectors) if self.from_study else (*self.detectors, "study")
 
     def models(self, stages: Iterable[str]) -> list[str]:
         """The members of stages: the first of each, then the second of each, and so on."""
@@ -58,7 +59,7 @@ class RunPlan:
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return asdict(self) | {"detectors": list(self.detectors)}
+        return asdict(self) | {"detectors": list(self.detectors), "from_study": list(self.from_study)}
 
     @classmethod
     def from_json(cls, values: Any) -> "RunPlan":
@@ -67,7 +68,8 @@ class RunPlan:
             parts = {key: {k: kind(v) for k, v in values[key].items()} for key, kind in PER_STAGE.items()}
             counts = {key: int(values[key]) for key in ("members", "pseudo")}
             counts["jobs"] = max(1, int(values.get("jobs", 1)))  # a record of an earlier version has none
-            return cls(bool(values["hflip_tta"]), tuple(map(str, values["detectors"])), **counts, **parts)
+            names = {key: tuple(map(str, values.get(key, ()))) for key in ("detectors", "from_study")}
+            return cls(bool(values["hflip_tta"]), **names, **counts, **parts)
         except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
             raise InputError(f"the plan in run.json is damaged ({error!r}): remove the file") from None
 
@@ -81,7 +83,10 @@ def plan_of_preset(preset: Preset, detectors: tuple[str, ...], trained: bool) ->
     names = (*detectors, "study") if trained else ()
     epochs = {name: getattr(preset, name).training.epochs for name in names}
     pseudo = preset.pseudo.epochs if trained else 0
-    return RunPlan(preset.fusion.hflip_tta, detectors, epochs, members=preset.members, pseudo=pseudo)
+    from_study = tuple(name for name in detectors if trained and getattr(preset, name).study_backbone)
+    return RunPlan(
+        preset.fusion.hflip_tta, detectors, epochs, members=preset.members, pseudo=pseudo, from_study=from_study
+    )
 
 
 def fit_plan(
@@ -97,13 +102,14 @@ def fit_plan(
     """The most of `requested` whose steps take no more than `available` seconds together, by the order of dropping.
 
     locked: stages whose training has begun; their settings stay as they are in `now`. done: steps that take no more
-    time. pauses: what does not fit is trained in a later session, so nothing of the training is dropped. jobs: models
-    to train at a time; 0 takes the number by which the steps take the least. It stays once training has begun. Where
-    nothing fits, the least is returned: the end of the hours cuts the steps short then.
+    time. pauses: what does not fit is trained in a later session, so nothing of the training is dropped, and nothing
+    else for its sake. jobs: models to train at a time; 0 takes the number by which the steps take the least. It stays
+    once training has begun. Where nothing fits, the least is returned: the end of the hours cuts the steps short then.
     """
 
-    def total(plan: RunPlan) -> float:
-        return sum(seconds for step, seconds in forecast(profile, plan).items() if step not in done)
+    def total(plan: RunPlan, training: bool = True) -> float:
+        seconds = forecast(profile, plan)
+        return sum(seconds[step] for step in seconds if step not in done and (training or not is_training(step)))
 
     fixed = {s: {key: getattr(now, key)[s] for key in PER_STAGE if s in getattr(now, key)} for s in locked}
 
@@ -121,7 +127,7 @@ def fit_plan(
         to_train = [name for name, seconds in model_seconds(profile, plan).items() if seconds]
         numbers = [now.jobs] if locked else jobs_to_try(profile.machine, to_train, jobs)
         chosen = min((replace(plan, jobs=number) for number in numbers), key=total)
-        if total(chosen) <= available:
+        if total(chosen, training=not pauses) <= available:
             break
     return chosen
 

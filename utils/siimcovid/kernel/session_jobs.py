@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from siimcovid.core.configuration import Preset
-from siimcovid.core.stage_names import DETECTORS, member, stage_of
+from siimcovid.core.stage_names import DETECTORS, member
+from siimcovid.kernel import queue_forecast
 from siimcovid.kernel.gpu_throughput import Throughput
+from siimcovid.kernel.queue_forecast import GPU_GAIN
 
 #: Images that pretraining runs on: all of NIH ChestX-ray14, and those of RSNA's 26,684 that have boxes.
 NIH_IMAGES, RSNA_IMAGES = 112_120, 6012
@@ -30,9 +32,6 @@ PROCESSORS = 4  # of Kaggle's GPU machines
 
 #: Hours of a session besides: start, measuring, fusion, the submission.
 OVERHEAD = 0.1
-
-#: How many times more two GPUs do with a job each than together on one, which adds up gradients at every step: a guess.
-GPU_GAIN = 1.1
 
 
 @dataclass(frozen=True)
@@ -107,8 +106,9 @@ def _job(name: str, data: str, config: Any, speed: Throughput, trained_on: float
 
 
 def in_order(jobs: Iterable[Job]) -> list[Job]:
-    """The first model of each stage before the second of any, and of those the longest first."""
-    return sorted(jobs, key=lambda job: (int(job.name.removeprefix(stage_of(job.name)).strip(".") or 0), -job.hours))
+    """Jobs of a fold ensemble in the order of the kernel's queue, see queue_forecast.py."""
+    by_name = {job.name: job for job in jobs}
+    return [by_name[name] for name in queue_forecast.in_order({name: job.hours for name, job in by_name.items()})]
 
 
 def fill(jobs: Iterable[Job], gpus: int, begin: float, end: float) -> tuple[list[Entry], list[Job]]:

@@ -21,6 +21,7 @@ from siimcovid.core.files import atomic_path, write_json
 from siimcovid.core.overrides import from_dict, to_dict
 from siimcovid.models.backbone import for_inference
 from siimcovid.models.fast_convolutions import with_fast_convolutions
+from siimcovid.models.onnx_engine import with_onnx
 
 #: Stages whose module in `siimcovid.models` has another name.
 MODULES = {"rcnn": "faster_rcnn", "study": "study_classifier"}
@@ -87,7 +88,7 @@ def load(path: Path) -> tuple[str, Any, nn.Module]:
 
 
 def load_for_inference(path: Path, stage: str) -> tuple[Any, nn.Module]:
-    """The configuration of a trained stage, and its model prepared by `for_inference`.
+    """The configuration of a trained stage, and its model prepared by `for_inference` and, on the CPU, `with_onnx`.
 
     Raises InputError as `load` does, and where the file is of another stage or holds a number that is not finite.
     """
@@ -97,7 +98,7 @@ def load_for_inference(path: Path, stage: str) -> tuple[Any, nn.Module]:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise InputError(f"{path}: the weights {name} hold numbers that are not finite; train stage {stage} again")
-    return config, for_inference(model)
+    return config, with_onnx(stage, for_inference(model), path)
 
 
 def is_marked_finished(path: Path) -> bool:

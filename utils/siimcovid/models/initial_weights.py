@@ -1,13 +1,15 @@
 """The weights that a stage's training starts from: the best that a weights folder offers."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from siimcovid.core.errors import InputError
 from siimcovid.models.backbone import Backbone
 from siimcovid.models.checkpoints import is_marked_finished, read_tensors
+from siimcovid.models.input_scaling import first_convolution
 from siimcovid.models.weights_manifest import MANIFEST, read_manifest, verified
 
 
@@ -16,8 +18,10 @@ def start_file(stage: str, config: Any, folder: Path, out: Path | None = None) -
 
     In this order: of `folder` the stage as it was trained before and a whole pretrained YOLOv5; with `study_backbone`
     the study model that was trained into `out`, for the sake of its backbone; of `folder` a backbone that stage
-    `backbone` trained, one as published. Where the stage is trained into this same folder, `out`, what it left there
-    before is no start: the same command gives the same weights. Raises InputError where there is none of them.
+    `backbone` trained, a whole Faster R-CNN as published, a backbone as published. Where the stage is trained into this
+    same folder, `out`, what it left there before is no start: the same command gives the same weights.
+
+    Raises InputError where there is none of them.
     """
     folder, manifest = Path(folder), read_manifest(folder)
     if out is not None and Path(out).resolve() == folder.resolve():
@@ -29,6 +33,8 @@ def start_file(stage: str, config: Any, folder: Path, out: Path | None = None) -
             return adapted
         if manifest.get("backbone.safetensors", {}).get("architecture") == config.backbone:
             names.append("backbone.safetensors")
+    if stage == "rcnn":
+        names.append(f"fasterrcnn_{published}.safetensors")
     names.append(f"{published}.safetensors")
     name = next((name for name in names if name in manifest), None)
     if name is None:
@@ -65,18 +71,33 @@ def start(stage: str, config: Any, model: nn.Module, folder: Path, out: Path | N
     path, _ = start_file(stage, config, folder, out)
     name = path.name
     tensors, _ = read_tensors(verified(path.parent, name))
-    if name != f"{stage}.safetensors" and _is_on_backbone(stage, config):
-        if name in ("backbone.safetensors", "study.safetensors"):
+    trained = name in ("backbone.safetensors", "study.safetensors") and name != f"{stage}.safetensors"
+    if trained or (name == f"{config.backbone}.safetensors" and _is_on_backbone(stage, config)):
+        if trained:
             prefix = "backbone."
             tensors = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
         places = [place for place, module in model.named_modules() if isinstance(module, Backbone)]
         tensors = {f"{place}.{key}": tensor for place in places for key, tensor in tensors.items()}
     own = model.state_dict()
     taken = {key: tensor for key, tensor in tensors.items() if key in own and own[key].shape == tensor.shape}
+    for place, module in model.named_modules():
+        if isinstance(module, Backbone):
+            _require_first_convolution(path, f"{place}.{first_convolution(module)[0]}.weight", own, tensors)
     if not taken:
-        raise InputError(f"{Path(folder) / name} fits no part of stage {stage}; is it of another preset?")
+        raise InputError(f"{path} fits no part of stage {stage}; is it of another preset?")
     model.load_state_dict(taken, strict=False)
     return {"file": name, "taken": len(taken), "left": sorted(set(own) - set(taken))}
+
+
+def _require_first_convolution(path: Path, key: str, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Raise InputError where a file has not the convolution that takes the images: all behind it would mean nothing."""
+    found = "missing" if key not in tensors else "x".join(map(str, tensors[key].shape))
+    wanted = "x".join(map(str, own[key].shape))
+    if found != wanted:
+        raise InputError(
+            f"{path} does not fit: its first convolution is {found}, not {wanted}; import the published file "
+            "again with `siimcovid weights import`"
+        )
 
 
 def _is_on_backbone(stage: str, config: Any) -> bool:

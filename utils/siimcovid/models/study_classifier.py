@@ -15,6 +15,7 @@ from siimcovid.core.configuration import StudyConfig
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.models.backbone import build_backbone, normalise
+from siimcovid.models.unlike_training import UnlikeTraining
 
 #: Place among a backbone's maps of the one that the boxes are drawn from: stride 16.
 MASK_STAGE = 3
@@ -49,6 +50,7 @@ class Study(nn.Module):
                 nn.init.xavier_uniform_(layer.weight)  # report, section 3.4
                 nn.init.zeros_(layer.bias)
         self.mask_head = build_mask_head(self.backbone.channels[MASK_STAGE]) if config.mask else None
+        self.unlike = UnlikeTraining(width) if config.typical_images else None
         if self.frozen:
             self.backbone.requires_grad_(False)
 
@@ -101,15 +103,18 @@ class Study(nn.Module):
 
     @torch.inference_mode()
     def predict(self, images: Tensor) -> Tensor:
-        """(B, 1, S, S) uint8 -> (B, 4) logits in the order of STUDY_LABELS; (B, 5) with that of `none` behind them."""
-        return self.head(self.features(images))
+        """(B, 1, S, S) uint8 -> (B, 4) logits in the order of STUDY_LABELS; behind them, where the configuration has
+        them, those of `none` and of being unlike the training images."""
+        features = self.features(images)
+        logits = self.head(features)
+        return logits if self.unlike is None else torch.cat([logits, self.unlike(features)[:, None].to(logits)], dim=1)
 
 
 def probabilities(logits: Tensor) -> Tensor:
-    """(B, 4) or (B, 5) logits of `predict` -> the study labels' probabilities, which add up to 1, and that of
-    `none`."""
-    study_labels, none = logits[:, : len(STUDY_LABELS)], logits[:, len(STUDY_LABELS) :]
-    return torch.cat([study_labels.softmax(dim=1), none.sigmoid()], dim=1)
+    """(B, 4 to 6) logits of `predict` -> the study labels' probabilities, which add up to 1, and those of the outputs
+    behind them."""
+    study_labels, others = logits[:, : len(STUDY_LABELS)], logits[:, len(STUDY_LABELS) :]
+    return torch.cat([study_labels.softmax(dim=1), others.sigmoid()], dim=1)
 
 
 def build_mask_head(channels: int) -> nn.Module:

@@ -30,6 +30,16 @@ def build_classifier(architecture: str) -> nn.Module:
     return torchvision.models.get_model(architecture, weights=None)
 
 
+def names_in_backbone(architecture: str) -> dict[str, str]:
+    """The name of each tensor in torchvision's network -> its name among the stages of our Backbone."""
+    network = build_classifier(architecture)
+    stages, _ = cut_into_stages(network, architecture)
+    places = {}
+    for number, stage in enumerate(stages):
+        places |= {id(t): f"stages.{number}.{name}" for name, t in stage.state_dict(keep_vars=True).items()}
+    return {name: places[id(t)] for name, t in network.state_dict(keep_vars=True).items() if id(t) in places}
+
+
 @dataclass
 class _Unit:
     """A part of the network that the forward pass runs as a whole: its output's side and channels."""

@@ -1,9 +1,9 @@
 """The manifest of a weights folder: what each file is, where it comes from, and its checksum.
 
 `manifest.json` is an object, file name -> {stage, architecture, sha256, source, licence, preset}, with images:
-"synthetic" where the training images were drawn. Stage `backbone` is a
-pretrained network, `yolo` a pretrained YOLOv5, and `rcnn`, `yolo`, `study` with a configuration in their header are
-trained models.
+"synthetic" where the training images were drawn, and for imported files weights (their name in the catalogue) and
+published_sha256 (of the file that was imported). Stage `backbone` is a pretrained network, `yolo` a pretrained YOLOv5,
+`rcnn` a pretrained Faster R-CNN; `rcnn`, `yolo`, `study` with a configuration in their header are trained models.
 """
 
 import fcntl

@@ -158,11 +158,17 @@ class Yolo(nn.Module):
         scale = self.config.training.nominal_batch or self.config.training.batch
         return {"box": box_loss * gains["box"] * scale, "objectness": object_loss * gains["obj"] * scale}
 
+    def candidates(self, images: Tensor) -> Tensor:
+        """(B, 1, S, S) uint8 -> (B, candidates, 6): cx, cy, w, h in pixels, objectness, class."""
+        return self.model(self.prepare(images))[0]
+
     @torch.inference_mode()
     def predict(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
         """(B, 1, S, S) uint8 -> per image (boxes (n, 4) xyxy in [0, 1], scores (n,) in [0, 1], highest first)."""
-        side = images.shape[-1]
-        output = self.model(self.prepare(images))[0]  # (B, candidates, 6): cx, cy, w, h in pixels, objectness, class
+        return self.suppress(self.candidates(images), images.shape[-1])
+
+    def suppress(self, output: Tensor, side: int) -> list[tuple[Tensor, Tensor]]:
+        """The candidates of images of `side` pixels -> what `predict` gives."""
         found = []
         for candidates in output:
             # the objectness alone: the confidence in the only class has no loss, and drifts wherever training takes it

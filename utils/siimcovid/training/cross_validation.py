@@ -37,6 +37,7 @@ from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.overrides import override, to_dict
 from siimcovid.core.tables import read_csv
 from siimcovid.data import duplicates
+from siimcovid.data.covering import cover
 from siimcovid.data.folds import split
 from siimcovid.evaluation import shortcut_check
 from siimcovid.inference.predictor import predict_table, study_probabilities
@@ -235,7 +236,7 @@ def check_shortcuts(found: OutOfFold, cache: Path, out: Path) -> str:
         path = folder / "study_covered.csv"
         if not path.is_file():
             _, config, model = checkpoints.load(folder / "study.safetensors")
-            write_csv(predict_table("study", config, model, held_out, cache, change=shortcut_check.cover), path)
+            write_csv(predict_table("study", config, model, held_out, cache, change=cover), path)
         tables.append(read_predictions(path, "study"))
     truth = found.images.drop_duplicates("study_id").set_index("study_id")["study_label"]
     comparison = shortcut_check.compare(

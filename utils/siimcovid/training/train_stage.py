@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from sklearn.metrics import roc_auc_score
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from siimcovid.core.configuration import BackboneConfig, Preset
 from siimcovid.core.device import choose_device, launched_as
@@ -102,7 +102,28 @@ def fit(
         resume_from=resume_from,
         facts=facts,
         warn=warn,
+        complete=lambda finished: learn_typical(stage, config, finished, samples, dataset),
     )
+
+
+def learn_typical(stage: str, config: Any, model: nn.Module, samples: ImageDataset, dataset: Dataset) -> None:
+    """Show a trained study model as many of its training images as `typical_images` says, see unlike_training.py.
+
+    dataset: what it was trained on: FrozenFeatures hold the features of the images as they are already.
+    """
+    if stage != "study" or not config.typical_images or len(samples) < 2:
+        return
+    order = np.random.default_rng(samples.seed).permutation(len(samples))
+    chosen = np.sort(order[: config.typical_images])
+    if isinstance(dataset, FrozenFeatures) and config.size == config.infer_size and not config.augment.crop:
+        model.unlike.fit(dataset.table[0][chosen].numpy())
+        return
+    plain, network, rows = samples.without_augmentation(config.infer_size), for_inference(model), []
+    with torch.inference_mode():
+        for batch in loader(Subset(plain, chosen.tolist()), config.infer_batch):
+            images = centre_crop(batch["images"].to(next(network.parameters()).device), config.augment.crop)
+            rows.append(network.features(images).float().cpu())
+    model.unlike.fit(torch.cat(rows).numpy())
 
 
 def split_images(

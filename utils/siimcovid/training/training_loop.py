@@ -79,6 +79,7 @@ def train(
     facts: dict[str, Any] | None = None,
     on_step: Callable[[Progress], None] = lambda progress: None,
     warn: Callable[[str], None] = print_warning,
+    complete: Callable[[nn.Module], None] = lambda model: None,
 ) -> Path:
     """Train a model and return the path of its checkpoint; a finished one of the same identity is returned as is.
 
@@ -100,6 +101,7 @@ def train(
         facts: written into the JSON beside the checkpoint.
         on_step: called after each step.
         warn: called with a sentence about what went wrong without ending the training.
+        complete: called in one process with the finished model before it is written, to fill what is not trained.
 
     A loss that is not finite takes training back to the last state that was: with mixed precision, to go on in float32,
     else to end there with the best weights so far.
@@ -125,7 +127,7 @@ def train(
     loop = TrainingLoop(stage, config, model, dataset, out, seed, identity, sampling_weights, on_step, warn)
     loop.resume(resume_from)
     finished = loop.run(evaluate, may_start_epoch, pause)
-    loop.finish(finished, facts or {})
+    loop.finish(finished, facts or {}, complete)
     return final
 
 
@@ -411,11 +413,13 @@ class TrainingLoop:
         self.report(f"{error}. Stage {self.stage} ends there and keeps the weights of epoch {best}")
         return False
 
-    def finish(self, finished: bool, facts: Mapping[str, Any]) -> None:
+    def finish(self, finished: bool, facts: Mapping[str, Any], complete: Callable[[nn.Module], None]) -> None:
         """Write the checkpoint of the best epoch; `finished` False leaves the state beside it for a later run."""
         result, progress = self.state.result, self.state.progress
         if self.state.best is not None:
             result.load_state_dict(self.state.best)
+        if self.main and finished:
+            complete(result)
         if self.main:
             facts = {"identity": self.identity, "finished": finished, "epochs": progress.history, **facts}
             checkpoints.save(self.out / f"{self.stage}.safetensors", result, self.stage, self.config, facts)

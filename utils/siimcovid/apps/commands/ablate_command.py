@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="competition folders with answers beside them: the plain system and all that is kept are compared there",
     )
-    parser.add_argument("--preset", default="small", help="small (default), full or best")
+    parser.add_argument("--preset", default="demo", help="demo (default), small, full or best")
     parser.add_argument("--folds", type=int, default=3, help="for fitted numbers and the fold ensemble (default 3)")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="override")
 

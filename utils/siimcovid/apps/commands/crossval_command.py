@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, help="folder of weights to start from; random ones without it")
     parser.add_argument("--out", type=Path, required=True, help="folder for the models, tables and scores")
     parser.add_argument("--cache", type=Path, help="folder for the prepared images (default OUT/cache)")
-    parser.add_argument("--preset", default="full", help="full (default), small or best")
+    parser.add_argument("--preset", default="full", help="full (default), small, demo or best")
     parser.add_argument(
         "--stages",
         nargs="+",

@@ -11,7 +11,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="the competition folder of the cross-validation")
     parser.add_argument("--crossval", type=Path, required=True, help="what `siimcovid crossval` wrote with --out")
     parser.add_argument("--out", type=Path, help="a weights folder for ensemble.json (default: print only)")
-    parser.add_argument("--preset", default="full", help="full (default), small or best, as in the cross-validation")
+    parser.add_argument(
+        "--preset", default="full", help="full (default), small, demo or best, as in the cross-validation"
+    )
     parser.add_argument("--items", nargs="+", help="what is fitted (default all): see inference/fit_ensemble.py")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="override")
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from siimcovid.data.image_files import ImageFile
+    from siimcovid.inference.predict_files import FilePredictions
     from siimcovid.inference.structured_report import Written
 
 EXAMPLE = "siimcovid predict chest.dcm scans/ study.zip --weights runs/demo/weights --out predictions --pictures"
@@ -80,11 +81,23 @@ def run(args: argparse.Namespace) -> int:
         (wrong if absent else said).append(
             f"{path}" + (f": {len(absent):,} ids have no image and get the train set's frequencies" if absent else "")
         )
+    wrong += _of_unlike(found)
     for line in wrong if args.quiet else [*said, *wrong, *model.notices]:
         print(line)
     if args.verbose:
         _print_tracebacks(images, found.failures["path"].tolist())
     return 0
+
+
+def _of_unlike(found: "FilePredictions") -> list[str]:
+    """A sentence on the images that are unlike those that the study model learnt from, where there are any."""
+    from siimcovid.core.tables import some
+    from siimcovid.inference.predictor import unlike_images
+
+    unlike = set(unlike_images(found.outputs.study_probs))
+    paths = found.index.loc[found.index["image_id"].isin(unlike), "path"].tolist()
+    what = "unlike the images that the study model learnt from, perhaps no frontal chest radiographs"
+    return [f"{len(paths):,} images are {what} ({some(paths)})"] if paths else []
 
 
 def _of_failures(failures: "DataFrame", out: Path) -> list[str]:

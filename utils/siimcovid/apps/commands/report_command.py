@@ -24,6 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CSV",
         help="with --data: tables of image_id with patient_id, rows, columns, … instead of DICOM headers",
     )
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        metavar="DIR",
+        help="a folder of runs with fewer and more images, for a learning curve",
+    )
     parser.add_argument("--nih", type=Path, metavar="DIR", help="NIH ChestX-ray14's folder, for the report's Figure 1")
     parser.add_argument("--rsna", type=Path, metavar="DIR", help="RSNA Pneumonia's folder, for the report's Figure 2")
 
@@ -43,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     images = _images(args) if args.data else None
     if args.run:
         threshold = THRESHOLD if args.threshold is None else args.threshold
-        page = run_page(read_run(args.run, args.ground_truth), images, args.nih, args.rsna, threshold)
+        page = run_page(read_run(args.run, args.ground_truth), images, args.nih, args.rsna, threshold, args.runs)
         out = args.out or args.run / "report.html"
     else:
         first = args.data or args.nih or args.rsna

@@ -44,7 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Execute the notebook, write the report, and print the scores and what to do next."""
+    """Execute the notebook, write the report, and print the scores and what to do next.
+
+    Returns 0 where a valid submission.csv was written, however much of the run was degraded: the last cell names that,
+    and `--strict` stops instead. Returns 1 where the notebook stopped, or the submission is missing or not valid.
+    """
     from siimcovid.core.errors import InputError
     from siimcovid.core.overrides import read_settings
 
@@ -67,7 +71,31 @@ def run(args: argparse.Namespace) -> int:
     if not _execute(args.notebook, executed, parameters):
         print(f"siimcovid run: the notebook stopped; {executed} has what it did", file=sys.stderr)
         return 1
-    return _finish(args.out, executed)
+    _finish(args.out, executed)
+    if fault := submission_fault(args.out, args.competition):
+        print(f"siimcovid run: no valid submission: {fault}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def submission_fault(out: Path, competition: Path) -> str | None:
+    """Why a run's submission would not be scored; None where it is valid by the competition's sample, or by the one
+    that the run made because that was damaged."""
+    from siimcovid.core.errors import InputError
+    from siimcovid.core.tables import find_table
+    from siimcovid.evaluation.submission_validator import validate
+    from siimcovid.kernel.kernel_inputs import REPAIRED, SAMPLE
+
+    submission, fault = out / "submission.csv", None
+    for sample in filter(None, (find_table(folder, SAMPLE) for folder in (out / REPAIRED, competition))):
+        try:
+            faults = validate(submission, sample).faults
+        except InputError as error:  # not written, or the sample cannot be read
+            faults = [str(error)]
+        if not faults:
+            return None
+        fault = f"{submission}, {faults[0]}"
+    return fault or f"no ids were found in {competition}"
 
 
 def _execute(notebook: Path, executed: Path, parameters: dict) -> bool:
@@ -96,6 +124,7 @@ def _execute(notebook: Path, executed: Path, parameters: dict) -> bool:
             parameters,
             kernel_name="python3",
             progress_bar=False,
+            extra_arguments=["--log-level=ERROR"],  # its connection is this machine's own, of which ipykernel warns
             log_output=True,
             stdout_file=console,
             stderr_file=console,
@@ -146,7 +175,7 @@ def is_worth_a_line(line: str) -> bool:
     return True
 
 
-def _finish(out: Path, executed: Path) -> int:
+def _finish(out: Path, executed: Path) -> None:
     """Write report.html, and print the scores, where everything lies and what to do next."""
     from siimcovid.apps.commands.scoreboard_command import print_scoreboard
     from siimcovid.core.files import write_text
@@ -169,4 +198,3 @@ def _finish(out: Path, executed: Path) -> int:
         ),
     ):
         print(f"{what:<11}{where}")
-    return 0

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, help="folder of weights to start from; random ones without it")
     parser.add_argument("--out", type=Path, required=True, help="folder for search.csv; may be shared by processes")
     parser.add_argument("--cache", type=Path, help="folder for the prepared images (default OUT/cache)")
-    parser.add_argument("--preset", default="full", help="full (default), small or best: what trials share")
+    parser.add_argument("--preset", default="full", help="full (default), small, demo or best: what trials share")
     parser.add_argument("--fold", type=int, help="the fold held out (default the preset's, 0)")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="override")
     parser.add_argument("--trials", type=int, metavar="N", help="of a random search (default the space file's)")

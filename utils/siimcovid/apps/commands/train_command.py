@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, help="folder of weights to start from; random ones without it")
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint and its metrics")
     parser.add_argument("--cache", type=Path, help="folder for the prepared images (default OUT/cache)")
-    parser.add_argument("--preset", default="full", help="full (default), small or best")
+    parser.add_argument("--preset", default="full", help="full (default), small, demo or best")
     parser.add_argument("--fold", type=int, help="hold this fold of the patients out and keep the best epoch on it")
     parser.add_argument("--hours", type=float, help="start no epoch that would end later than this")
     parser.add_argument("--pause", action="store_true", help="what --hours ends goes on when it is started again")

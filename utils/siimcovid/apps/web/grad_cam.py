@@ -33,7 +33,8 @@ class Tail(nn.Module):
 def heat_map(studies: Sequence[tuple[StudyConfig, nn.Module]], image: np.ndarray, study_label: int) -> bytes:
     """The picture of a study label's heat map, the mean of the study models'.
 
-    studies: configuration and network of each, made for inference; members of a fold ensemble have one configuration.
+    studies: configuration and network of each, in PyTorch and made for inference; members of a fold ensemble have one
+    configuration.
     image: uint8 (rows, columns). study_label: its place in STUDY_LABELS.
     """
     heats = []

@@ -35,7 +35,8 @@ def predictions_csv(result: dict[str, Any]) -> str:
         ]
         boxes = [model, image["none"][model], len(image["boxes"][model])] if model else [None] * 3
         rows.append([number, image["name"], image["rows"], image["columns"], *probabilities, *boxes])
-    return _csv([*columns, "model", "none", "boxes", "notice"], [[*row, result["notice"]] for row in rows])
+        rows[-1].append(f"{result['notice']} {image['notice']}".strip())
+    return _csv([*columns, "model", "none", "boxes", "notice"], rows)
 
 
 def boxes_csv(result: dict[str, Any]) -> str:

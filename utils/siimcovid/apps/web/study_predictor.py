@@ -18,8 +18,11 @@ from siimcovid.core.stage_names import stage_of
 from siimcovid.evaluation.ensemble_prediction import EnsemblePrediction
 from siimcovid.evaluation.submission_csv import to_pixels
 from siimcovid.inference.ensemble import combine
+from siimcovid.inference.predictor import unlike_images
 from siimcovid.inference.trained_model import TrainedModel
 from siimcovid.inference.weighted_boxes_fusion import COLUMNS, ENSEMBLE, none_confidence
+from siimcovid.models.onnx_engine import in_pytorch
+from siimcovid.models.unlike_training import SENTENCE
 
 BOX_KEYS = ("score", "left", "top", "right", "bottom")
 
@@ -45,7 +48,8 @@ def predict_study(model: TrainedModel, images: Iterable[np.ndarray], pictures: b
         version; notice: what must be known of the weights; models: the names of what offers boxes;
         study_probabilities: probability of each study label, or None without a study model; highest: the likeliest
         study label, or None; images: for each rows, columns (of the original); study_probabilities, the study models'
-        of this image alone; none: model -> confidence that there is no opacity; boxes: model -> [{score, left, top,
+        of this image alone; notice: a sentence where the image is unlike those that the study model learnt from, else
+        ""; none: model -> confidence that there is no opacity; boxes: model -> [{score, left, top,
         right, bottom}] in original pixels, the highest score first; and with pictures `preview` and `heatmap`.
     """
     previews = []
@@ -90,6 +94,7 @@ def _image_entry(
         "rows": int(image.rows),
         "columns": int(image.columns),
         "study_probabilities": _by_label(probabilities),
+        "notice": SENTENCE if name in unlike_images(alone.reset_index()) else "",
         "none": {},
         "boxes": {},
     }
@@ -105,7 +110,7 @@ def _image_entry(
 
 def _heat_map(model: TrainedModel, pixels: np.ndarray, study_label: int) -> str:
     """The study models' heat map of a study label (its place in STUDY_LABELS) as a data: address of a PNG."""
-    studies = [parts for name, parts in model.models.items() if stage_of(name) == "study"]
+    studies = [(config, in_pytorch(each)) for name, (config, each) in model.models.items() if stage_of(name) == "study"]
     return data_url("image/png", grad_cam.heat_map(studies, pixels, study_label))
 
 

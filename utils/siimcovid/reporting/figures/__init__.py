@@ -13,7 +13,13 @@ from siimcovid.reporting.figures.dataset_figures import (
 )
 from siimcovid.reporting.figures.figure_style import COLOURS, MODEL_NAMES, TRUTH
 from siimcovid.reporting.figures.image_figures import draw_box, gallery
-from siimcovid.reporting.figures.score_figures import calibration, confusion, f1_curves, precision_recall
+from siimcovid.reporting.figures.score_figures import (
+    calibration,
+    confusion,
+    f1_curves,
+    precision_recall,
+    scores_by_images,
+)
 from siimcovid.reporting.figures.training_figures import learning_curves, read_metrics, stage_curve, step_times
 
 __all__ = [
@@ -32,6 +38,7 @@ __all__ = [
     "learning_curves",
     "precision_recall",
     "read_metrics",
+    "scores_by_images",
     "stage_curve",
     "step_times",
     "tally_chart",

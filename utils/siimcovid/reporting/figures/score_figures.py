@@ -6,6 +6,7 @@ In: an Evaluation of each model, the ensemble last. Out: matplotlib Figures.
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -121,6 +122,18 @@ def confusion(matrix: Sequence[Sequence[int]], title: str = "Study labels: groun
     axis.set_yticks(places, STUDY_LABELS)
     axis.tick_params(labelsize=LETTERS - 1)
     axis.spines[:].set_visible(False)
+    return figure
+
+
+def scores_by_images(table: pd.DataFrame) -> Figure:
+    """Scores over the number of train images, on a logarithmic axis; table: "images", and a column for each line."""
+    figure, (axis,) = grid(1)
+    for place, name in enumerate(column for column in table if column != "images"):
+        axis.plot(table["images"], table[name], marker="o", ms=4, label=name, **line_style(name, place))
+    axis.set_xscale("log")
+    axis.set(ylim=(0, 1))
+    finish(axis, "Learning curve", "annotated train images", "average precision", lines="both")
+    legend(axis)
     return figure
 
 

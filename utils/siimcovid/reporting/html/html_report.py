@@ -13,7 +13,9 @@ from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.evaluation.report_tables import THRESHOLD, Evaluation
 from siimcovid.reporting.figures.training_figures import spell_seconds
 from siimcovid.reporting.html.dataset_section import data_section
+from siimcovid.reporting.html.error_section import ensemble_section, error_section
 from siimcovid.reporting.html.example_gallery import example_groups
+from siimcovid.reporting.html.learning_curve_section import learning_curve_section
 from siimcovid.reporting.html.page_blocks import Note, Section
 from siimcovid.reporting.html.score_sections import model_name, no_scores, recorded_scores, result_sections
 from siimcovid.reporting.html.training_sections import settings_section, time_section, training_section, trouble_section
@@ -39,10 +41,14 @@ def run_page(
     nih: Path | None = None,
     rsna: Path | None = None,
     threshold: float = THRESHOLD,
+    runs: Path | None = None,
 ) -> Page:
-    """The page of a run; images: an index for the data section, the run's own by default."""
+    """The page of a run; images: an index for the data section, the run's own by default. runs: a folder of runs, for a
+    learning curve."""
     evaluations, results = _results(run, threshold)
-    sections = [*results, *_gallery(run), training_section(run), time_section(run), trouble_section(run)]
+    sections = [*results, *error_section(run), *_gallery(run), *ensemble_section(run)]
+    sections += [learning_curve_section(runs)] if runs else []
+    sections += [training_section(run), time_section(run), trouble_section(run)]
     sections += [data_section(run.index if images is None else images, nih, rsna), settings_section(run)]
     banners = ["Research software. Not a medical device, not for diagnosis."]
     if run.ground_truth is not None and run.ground_truth.synthetic:

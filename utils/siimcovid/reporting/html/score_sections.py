@@ -1,9 +1,20 @@
 """The sections about how good the predictions are: official score, Table 1, Table 2, curves and calibration."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
 
 from siimcovid.core.labels import CLASSES, STUDY_LABELS
-from siimcovid.evaluation.report_tables import Evaluation, f1_by_threshold, score_table, table_1, table_2
+from siimcovid.evaluation.report_tables import (
+    POSITIVES,
+    REPORT_TABLE_1,
+    REPORT_TABLE_2,
+    Evaluation,
+    f1_by_threshold,
+    score_table,
+    table_1,
+    table_2,
+)
 from siimcovid.reporting import figures
 from siimcovid.reporting.html.inline_svg import inline
 from siimcovid.reporting.html.page_blocks import Beside, Note, Picture, Pictures, Section, Table, number_table
@@ -16,7 +27,7 @@ def result_sections(evaluations: Sequence[Evaluation]) -> list[Section]:
 
 def model_name(name: str) -> str:
     """A model's name as people write it."""
-    return figures.MODEL_NAMES.get(name, name)
+    return "study model" if name == "study" else figures.MODEL_NAMES.get(name, name)
 
 
 def _scores(evaluations: Sequence[Evaluation]) -> Section:
@@ -44,13 +55,14 @@ def _curve_alt(evaluations: Sequence[Evaluation], name: str) -> str:
 
 def _boxes(evaluations: Sequence[Evaluation]) -> Section:
     threshold = evaluations[0].threshold
-    table = number_table(
+    table = _beside_the_report(
         "Table 1: boxes of the detectors and the ensemble",
-        table_1(evaluations).rename(columns=model_name).drop(index="threshold"),
+        table_1(evaluations).drop(index="threshold"),
         f"Boxes of confidence {threshold:g} and above on all test images, those without opacity too; opacity is the "
         "only class of boxes, so the means are its own. The threshold is fixed beforehand, the same for all models. "
-        "The report, on its held-out images: mAP@.50 0.409, 0.345 and 0.451 for Faster R-CNN, YOLO and the ensemble.",
-        best="row",
+        "The report scored its own held-out images, and of these those with opacity.",
+        {name: {POSITIVES: row["mAP@.50"]} for name, row in REPORT_TABLE_1.items()},
+        "row",
     )
     best = {e.name: max(zip(*_f1(e), strict=True), key=lambda pair: pair[1], default=(0, 0)) for e in evaluations}
     highest = "; ".join(f"{model_name(name)} {f1:.3f} from {at:.2f}" for name, (at, f1) in best.items())
@@ -70,13 +82,13 @@ def _f1(evaluation: Evaluation) -> tuple[list[float], list[float]]:
 def _study_labels(evaluations: Sequence[Evaluation]) -> Section:
     note = (
         "Study label: the most confident one; means are over the study labels that the truth or the predictions "
-        "have. The report's study model: accuracy 0.669, F1-score 0.482, mAP 0.405."
+        "have. The report's study model was scored on other images, its own held-out ones."
     )
     same = all(e.study_labels == evaluations[0].study_labels for e in evaluations)
     shown = evaluations[-1:] if same else evaluations
-    numbers = table_2(shown).rename(columns=model_name)
+    numbers = table_2(shown)
     if same:
-        numbers.columns = ["study model"]
+        numbers.columns = ["study"]
     pictures = []
     for evaluation in shown:
         title = "Confusion of the study labels" if same else f"Confusion: {model_name(evaluation.name)}"
@@ -87,8 +99,20 @@ def _study_labels(evaluations: Sequence[Evaluation]) -> Section:
         pictures.append(
             Picture(picture, "Studies by true study label (rows) and predicted study label, with the row's share.")
         )
-    table = number_table("Table 2: study labels of the studies", numbers, note, best="" if same else "row")
+    title, best = "Table 2: study labels of the studies", "" if same else "row"
+    table = _beside_the_report(title, numbers, note, {"study": REPORT_TABLE_2}, best)
     return Section("study_labels", "Study labels", [Beside(table, Pictures(pictures))])
+
+
+def _beside_the_report(
+    title: str, ours: pd.DataFrame, note: str, report: Mapping[str, Mapping[str, float]], best: str
+) -> Table:
+    """A table of ours (a column per model) with the report's own columns at its right, which are not compared."""
+    theirs = pd.DataFrame(report).reindex(index=ours.index, columns=list(report))
+    left = number_table(title, ours.rename(columns=model_name), note, best=best)
+    right = number_table("", theirs.rename(columns=lambda name: f"{model_name(name)}, report"))
+    rows = [[*row, *other[1:]] for row, other in zip(left.rows, right.rows, strict=True)]
+    return Table(title, [*left.head, *right.head[1:]], rows, note, left.best)
 
 
 def _calibration(evaluations: Sequence[Evaluation]) -> Section:

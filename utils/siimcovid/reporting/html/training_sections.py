@@ -88,7 +88,7 @@ def trouble_section(run: RunFolder) -> Section:
         blocks.append(Table(f"Images that could not be read: {len(rows)}", ["image", "reason"], rows, note))
     if notices := facts.get("notices") or []:
         rows = [[str(row.get("image_id", "?")), str(row.get("notice", "?"))] for row in notices]
-        note = "They were read, with this of their files ignored or mended."
+        note = "They were read, with this of their files ignored or mended, or found by the study model."
         blocks.append(Table(f"Images that may not show what was meant: {len(rows)}", ["image", "notice"], rows, note))
     if not blocks:
         blocks.append(Note("Nothing: no step failed, nothing was dropped, and every image could be read."))
