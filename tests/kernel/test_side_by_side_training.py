@@ -5,9 +5,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from siimcovid.core.presets import DEMO, load_preset
 from siimcovid.core.stage_names import SUBMISSION_STAGES, stage_of
+from siimcovid.data.competition import index_table
 from siimcovid.kernel import earlier_sessions, side_by_side_training, stage_models, train_models
 from siimcovid.kernel.earlier_sessions import Earlier
 from siimcovid.kernel.parameters import Parameters
@@ -16,7 +18,10 @@ from siimcovid.kernel.recovery import Recovery
 from siimcovid.kernel.run import Run
 from siimcovid.kernel.step_forecast import Profile, StageProfile
 from siimcovid.kernel.time_budget import RESERVE, TimeBudget
+from siimcovid.models import weights_manifest
+from siimcovid.training import train_stage
 from siimcovid.training.side_by_side import NoProcessError, Outcome
+from support.tiny_stages import eight_images
 
 #: Seconds of an epoch with the whole machine; in one of two places it takes 2 / CPU_GAIN times as long.
 EPOCH = {"rcnn": 100.0, "yolo": 60.0, "study": 50.0}
@@ -340,3 +345,34 @@ def test_settings_are_kept_for_who_is_killed(queued):
     assert seen[0]["jobs"] == 2
     assert seen[0]["members_at_start"] == {"rcnn": 1}
     assert replace(made.run.plan, jobs=1) != made.run.plan
+
+
+@pytest.mark.slow
+def test_real_trainings_into_the_runs_weights(tmp_path, capsys):
+    """YOLO's loss is not finite from its second step on; the study model has the bytes of a training alone."""
+    changes = {"cache_size": 64, "yolo.training.learning_rate": 1e30, "yolo.training.warmup": 0}
+    for stage in ("study", "yolo"):
+        changes |= {f"{stage}.size": 64, f"{stage}.infer_size": 64, f"{stage}.training.epochs": 2}
+        changes |= {f"{stage}.training.batch": 2, f"{stage}.training.nominal_batch": 2}
+    run = Run(Parameters(tmp_path, preset=load_preset("small", changes), mode="finetune"), TimeBudget(1.0))
+    run.cache.mkdir(parents=True)
+    _, images = eight_images(run.cache)
+    images = index_table(images.assign(series_id="", in_sample=False, path="").to_dict("records"))
+    run.inputs.competition = replace(run.competition, images=images)
+    run.planner.profile = Profile(stages={s: StageProfile(epoch=n) for s, n in EPOCH.items()}, machine=Machine(cores=2))
+    run.planner.train_at_a_time(2)
+    trained: dict[str, Path | None] = {}
+    side_by_side_training.train(run, ["yolo", "study"], trained)
+    assert trained == {"study": stage_models.own(run, "study"), "yolo": None}
+    (fault,) = run.degraded
+    assert fault["reason"].startswith(
+        "training of yolo failed: siimcovid.training.training_loop.NotFiniteError: the loss"
+    )
+    assert "job_child.py" in fault["traceback"]
+    assert {row["model"]: row["ended"] for row in run.record.jobs} == {"yolo": "failed", "study": "trained"}
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("study ")]
+    assert [line.split("  ")[0] for line in lines] == ["study 1/2", "study 2/2"]
+    torch.set_num_threads(1)
+    alone = train_stage.fit("study", *stage_models.member_images(run, "study"), run.cache, None, tmp_path / "alone")
+    assert trained["study"].read_bytes() == alone.read_bytes()
+    assert weights_manifest.read_manifest(trained["study"].parent).keys() == {"study.safetensors"}
