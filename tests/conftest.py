@@ -9,6 +9,8 @@ import pytest
 
 # exporting takes a second for each model: test_onnx_engine.py asks for the engine that users have
 os.environ["SIIMCOVID_ENGINE"] = "pytorch"
+# before torch is imported: with more, a run's plan may train models in processes that no test can reach into
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

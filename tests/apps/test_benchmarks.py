@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLosslessSV1
@@ -14,6 +15,7 @@ from siimcovid.apps.benchmarks import (
     Measured,
     box_benchmarks,
     image_benchmarks,
+    inference_benchmark,
     race,
     scaling_benchmark,
 )
@@ -78,6 +80,19 @@ def test_folded_model_predicts_the_same(stage):
             alike &= (corners[:, None] - fast_corners).abs().amax(dim=2) < 1e-3
             assert alike.any(dim=0).all()
             assert alike.any(dim=1).all()
+
+
+@pytest.mark.parametrize(("moved", "fine"), [(0, True), (5, True), (6, False)])
+def test_contenders_may_differ_in_five_of_a_hundred_boxes(moved, fine):
+    boxes = np.random.default_rng(0).random((100, 5))
+    table = pd.DataFrame(boxes, columns=["score", "x1", "y1", "x2", "y2"]).assign(image_id=["a"] * 50 + ["b"] * 50)
+    other = table.copy()
+    other.loc[: moved - 1, "x1"] += 2
+    if fine:
+        inference_benchmark.assert_alike(table, other.iloc[::-1])
+    else:
+        with pytest.raises(AssertionError, match="6 of 100 rows differ"):
+            inference_benchmark.assert_alike(table, other)
 
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, JPEGLosslessSV1])

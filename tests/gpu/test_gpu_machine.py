@@ -7,7 +7,7 @@ import torch
 
 from siimcovid.core import device as core_device
 from siimcovid.core.memory_errors import is_out_of_memory
-from siimcovid.core.presets import SMALL
+from siimcovid.core.presets import DEMO
 from siimcovid.inference import predictor
 from siimcovid.kaggle.smoke_test import describe_machine, machine_lines
 from siimcovid.kernel import predict_test_images, stage_models, train_models
@@ -52,7 +52,7 @@ class Hungry(torch.nn.Module):
 
 def test_prediction_halves_its_batch_until_it_fits(device, tmp_path, monkeypatch):
     cache, images = eight_images(tmp_path)
-    run = Run(Parameters(tmp_path, preset=SMALL), TimeBudget(9.0, 0.0, lambda: 0.0))
+    run = Run(Parameters(tmp_path, preset=DEMO), TimeBudget(9.0, 0.0, lambda: 0.0))
     monkeypatch.setattr(Run, "test", images)
     monkeypatch.setattr(Run, "cache", cache)
     batches, predict = [], predictor.predict_images
@@ -62,14 +62,14 @@ def test_prediction_halves_its_batch_until_it_fits(device, tmp_path, monkeypatch
         return predict(stage, config, *arguments, **options)
 
     monkeypatch.setattr(predictor, "predict_images", predict_images)
-    config = predict_test_images.replace(SMALL.rcnn, infer_batch=8, infer_size=64)
+    config = predict_test_images.replace(DEMO.rcnn, infer_batch=8, infer_size=64)
     found = predict_test_images._in_smaller_batches(run, "detect", "rcnn", config, Hungry(), False, None)
     assert batches == [8, 4, 2]
     assert found.table["image_id"].tolist() == images["image_id"].tolist()
 
 
 def test_training_halves_its_batch_until_it_fits(device, tmp_path, monkeypatch):
-    run = Run(Parameters(tmp_path, preset=SMALL), TimeBudget(9.0, 0.0, lambda: 0.0))
+    run = Run(Parameters(tmp_path, preset=DEMO), TimeBudget(9.0, 0.0, lambda: 0.0))
     batches = []
 
     def fit(run, name, preset, images, out, *arguments, **options):

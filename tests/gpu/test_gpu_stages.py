@@ -60,7 +60,7 @@ def test_trains_in_half_precision_and_reloads(stage, device, tmp_path, monkeypat
         "training.batch": 2,
         "training.nominal_batch": 2,
     }
-    preset = load_preset("small", {f"{stage}.{key}": value for key, value in settings.items()} | {"cache_size": SIDE})
+    preset = load_preset("demo", {f"{stage}.{key}": value for key, value in settings.items()} | {"cache_size": SIDE})
     path = train_stage.fit(stage, preset, images, folder, None, tmp_path)
     assert seen == {(device.type, torch.float16)}
     facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
@@ -79,7 +79,7 @@ def test_predicts_what_the_cpu_predicts(stage, device, tmp_path):
     image in almost the same places. Neighbouring proposals of one score may suppress each other either way round."""
     torch.manual_seed(0)
     settings = {"size": 64, "infer_size": 64, **(UNSUPPRESSED if stage in DETECTORS else {})}
-    config = getattr(load_preset("small", {f"{stage}.{key}": value for key, value in settings.items()}), stage)
+    config = getattr(load_preset("demo", {f"{stage}.{key}": value for key, value in settings.items()}), stage)
     model = checkpoints.build_model(stage, config).eval()
     checkpoints.save(tmp_path / "model.safetensors", model, stage, config)
     model = for_inference(checkpoints.load(tmp_path / "model.safetensors")[2])
@@ -103,7 +103,7 @@ def test_predicts_what_the_cpu_predicts(stage, device, tmp_path):
 @on_devices("backbone")  # the others in tests/kaggle/test_smoke_test.py
 def test_the_smoke_kernel_tries_a_stage(stage, device):
     small = {f"{stage}.{key}": 64 for key in ("size", "infer_size")}
-    preset = load_preset("small", {**small, f"{stage}.training.batch": 2, f"{stage}.infer_batch": 2})
+    preset = load_preset("demo", {**small, f"{stage}.training.batch": 2, f"{stage}.infer_batch": 2})
     facts = try_stage(stage, getattr(preset, stage), device)
     assert "error" not in facts
     assert facts["train_images_per_second"] > 0 < facts["predict_images_per_second"]

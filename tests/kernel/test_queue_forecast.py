@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from siimcovid.core.presets import DEMO
+from siimcovid.core.presets import DEMO, load_preset
 from siimcovid.kernel.queue_forecast import (
     CPU_GAIN,
     GPU_GAIN,
@@ -20,9 +20,9 @@ from siimcovid.kernel.queue_forecast import (
     queue_seconds,
 )
 from siimcovid.kernel.replanning import Planner
-from siimcovid.kernel.run_plan import RunPlan, fit_plan
+from siimcovid.kernel.run_plan import RunPlan, fit_plan, plan_of_preset
 from siimcovid.kernel.run_record import RunRecord
-from siimcovid.kernel.step_forecast import Profile, StageProfile, forecast, model_seconds, seconds_after
+from siimcovid.kernel.step_forecast import Profile, StageProfile, forecast, model_seconds, seconds_after, waits_for
 
 #: Ten epochs each: 1000, 600 and 500 s with the whole machine.
 PLAN = RunPlan(False, ("rcnn", "yolo"), {"rcnn": 10, "yolo": 10, "study": 10})
@@ -110,6 +110,22 @@ def test_a_queue_is_one_step_of_the_forecast():
     done = replace(PROFILE, trained={"rcnn": 10, "yolo": 5})
     assert model_seconds(done, PLAN) == {"rcnn": 0, "yolo": 300, "study": 500}
     assert of_queue(model_seconds(done, PLAN), TWO_CORES, 2) == pytest.approx(500 * 2 / CPU_GAIN + START)
+
+
+def test_a_detector_waits_for_the_study_model_whose_backbone_it_starts_from():
+    """The study model is trained first, one place being empty meanwhile, then both detectors."""
+    preset = load_preset("demo", {"rcnn.study_backbone": True, "yolo.study_backbone": True})
+    plan = replace(plan_of_preset(preset, ("rcnn", "yolo"), True), epochs=PLAN.epochs)
+    assert plan.stages == ("study", "rcnn", "yolo")
+    assert RunPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    assert [step for step in forecast(PROFILE, plan) if is_training(step)] == ["fit study", "fit rcnn", "fit yolo"]
+    assert waits_for(replace(plan, members=2))["rcnn.1"] == "study.1"
+    together = forecast(PROFILE, replace(plan, jobs=2))[QUEUE]
+    assert together == pytest.approx((500 + 1000) * 2 / CPU_GAIN + 2 * START)
+    assert fit_plan(PROFILE, plan, 1e9).jobs == 1
+    assert plan_of_preset(preset, ("rcnn", "yolo"), False).stages == ("rcnn", "yolo", "study")
+    one = {"rcnn": 4.0, "yolo": 3.0, "study": 1.0}
+    assert in_order(one, {"yolo": "study"}) == ["study", "rcnn", "yolo"]
 
 
 @pytest.mark.parametrize(

@@ -280,6 +280,8 @@ def test_a_model_waits_for_the_one_it_starts_from(queued, monkeypatch):
     assert begun["yolo.1"] < 99.0
     monkeypatch.setattr(stage_models, "start_of", lambda run, name: made.run.folder)
     assert side_by_side_training.starts_from(made.run, "yolo.1", others) == set()
+    made.run.planner.plan = replace(made.run.plan, from_study=("rcnn",))
+    assert side_by_side_training.starts_from(made.run, "rcnn.1", others) == {"study.1"}
 
 
 def test_on_several_gpus_the_last_model_has_them_all(queued):

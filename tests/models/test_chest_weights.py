@@ -13,7 +13,7 @@ from torch.nn import functional
 from torchvision.models import densenet121, resnet50
 
 from siimcovid.core.errors import InputError
-from siimcovid.core.presets import SMALL
+from siimcovid.core.presets import DEMO
 from siimcovid.models import checkpoints, initial_weights, input_scaling, published_weights, weights_manifest
 from siimcovid.models.backbone import IMAGENET_MEAN, IMAGENET_STD, build_backbone, normalise
 from siimcovid.models.weights_catalogue import XRAYVISION_MEAN, XRAYVISION_STD
@@ -126,7 +126,7 @@ def test_xrayvisions_densenet_computes_what_its_own_class_does(form, published, 
 def test_a_study_model_starts_from_them(published, tmp_path):
     torch.save(published.state_dict(), tmp_path / "best.pt")
     published_weights.import_weights("xrv_densenet121_all", tmp_path / "best.pt", tmp_path / "weights")
-    config = replace(SMALL.study, backbone="densenet121")
+    config = replace(DEMO.study, backbone="densenet121")
     model = checkpoints.build_model("study", config)
     origin = initial_weights.start("study", config, model, tmp_path / "weights")
     assert origin["left"] == ["head.0.bias", "head.0.weight", "head.3.bias", "head.3.weight"]
@@ -205,7 +205,7 @@ def test_a_first_convolution_that_does_not_fit_is_refused(tmp_path):
 
 @pytest.mark.parametrize("what", ["of one channel", "missing"])
 def test_a_training_does_not_start_without_its_first_convolution(what, tmp_path):
-    config = replace(SMALL.study, backbone="resnet18")
+    config = replace(DEMO.study, backbone="resnet18")
     model = checkpoints.build_model("study", config)
     tensors = {name: tensor.clone().contiguous() for name, tensor in model.backbone.state_dict().items()}
     first = tensors.pop("stages.0.0.weight")

@@ -1,4 +1,4 @@
-"""ONNX Runtime's predictions are PyTorch's up to rounding, from graphs that are exported once; else PyTorch predicts."""
+"""ONNX Runtime predicts what PyTorch does, up to rounding, by graphs that are exported once; else PyTorch predicts."""
 
 import copy
 import json
@@ -12,7 +12,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from siimcovid.core.memory_errors import is_out_of_memory
 from siimcovid.core.overrides import override
-from siimcovid.core.presets import SMALL
+from siimcovid.core.presets import DEMO
 from siimcovid.models import checkpoints, onnx_engine
 from siimcovid.models.backbone import for_inference
 from siimcovid.models.onnx_engine import OnnxModel, in_pytorch, with_onnx
@@ -39,10 +39,10 @@ def runtime():
 def network(stage: str, seed: int = 0) -> nn.Module:
     """A stage's small model at 64 pixels, made for inference, whose random outputs are as different as trained ones."""
     torch.manual_seed(seed)
-    model = checkpoints.build_model(stage, override(getattr(SMALL, stage), {"infer_size": SIDE})).eval()
+    model = checkpoints.build_model(stage, override(getattr(DEMO, stage), {"infer_size": SIDE})).eval()
     for module in model.modules():  # or each layer of a random network makes its numbers smaller
         if isinstance(module, nn.Conv2d | nn.Linear):
-            module.weight.data *= (1.0 if module.out_channels == 1 else 1.5) if isinstance(module, nn.Conv2d) else 1.5
+            module.weight.data *= 1.5
     return for_inference(model)
 
 
@@ -102,14 +102,14 @@ def test_graphs_are_exported_once_for_the_same_weights(runtime, tmp_path, monkey
     path, model = tmp_path / "study.safetensors", network("study")
     wanted = model.predict(images(2))
 
-    def predict(weights: nn.Module, given: Tensor = images(2)) -> tuple[Tensor, int]:
+    def predict(weights: nn.Module, side: int = SIDE) -> tuple[Tensor, int]:
         before = len(made)
-        return with_onnx("study", weights, path).predict(given), len(made) - before
+        return with_onnx("study", weights, path).predict(images(2)[..., :side, :side]), len(made) - before
 
     assert [predict(model)[1] for _ in range(2)] == [1, 0]
     assert list(files(tmp_path)) == ["study.64.json", "study.64.network.onnx"]
     before = files(tmp_path)
-    assert predict(model, images(1)[..., :32, :32])[1] == 1  # another side has files of its own
+    assert predict(model, side=32)[1] == 1  # another side has files of its own
     assert {name: files(tmp_path)[name] for name in before} == before
     (tmp_path / "onnx" / "study.64.network.onnx").write_bytes(b"damaged")
     found, exports = predict(model)
@@ -191,7 +191,7 @@ def test_a_lack_of_memory_is_left_to_the_caller(runtime, tmp_path, monkeypatch):
 
 
 def test_checkpoints_are_loaded_with_the_engine(tmp_path, monkeypatch):
-    path, config = tmp_path / "study.safetensors", override(SMALL.study, {"infer_size": SIDE})
+    path, config = tmp_path / "study.safetensors", override(DEMO.study, {"infer_size": SIDE})
     checkpoints.save(path, checkpoints.build_model("study", config), "study", config)
     _, loaded = checkpoints.load_for_inference(path, "study")
     assert isinstance(loaded, OnnxModel)

@@ -13,7 +13,8 @@ from siimcovid.apps.command_line import main
 from siimcovid.core.errors import InputError
 from siimcovid.core.files import sha256
 from siimcovid.core.overrides import override
-from siimcovid.core.presets import FULL
+from siimcovid.core.presets import FULL, PRESETS
+from siimcovid.kaggle.weights_dataset import kernel_parameters
 from siimcovid.models import initial_weights, published_weights, weights_catalogue, weights_manifest
 from siimcovid.models.backbone import build_backbone, normalise
 from siimcovid.models.checkpoints import build_model, read_tensors
@@ -35,6 +36,17 @@ def test_every_entry_says_what_a_person_needs():
             assert not file.sha256 or not file.address or file.sha256 in file.name
     wanted = "resnext101_32x8d resnet50 efficientnet_v2_s efficientnet_v2_m convnext_tiny mobilenet_v3_large yolov5l"
     assert {*wanted.split(), "xrv_densenet121_rsna", "chexnet_densenet121", "efficientnet_lite2"} <= set(entries)
+
+
+@pytest.mark.parametrize("preset", ["full", "best"])
+def test_a_kernel_with_a_presets_weights_runs_that_preset(preset, tmp_path):
+    """The weights that a preset starts from, in one folder: none of them is another preset's."""
+    stages = PRESETS[preset]
+    for name in (stages.study.backbone, stages.yolo.architecture):
+        (tmp_path / f"{name}.safetensors").write_bytes(b"")
+        entry = catalogue()[name]
+        weights_manifest.register(tmp_path / f"{name}.safetensors", stage=entry.stage, preset=entry.preset)
+    assert kernel_parameters(tmp_path) == {"PRESET": preset, "MODE": "finetune"}
 
 
 def test_the_list_is_printed(capsys):

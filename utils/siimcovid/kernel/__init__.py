@@ -12,5 +12,7 @@ truth is at hand, and run.json, the record of what was planned, done, dropped an
     time_budget, recovery            the hours that are left, and what catches a failing step
     prepare_images, train_models, side_by_side_training, stage_models, predict_test_images, write_submissions,
     scoreboard                       the work, in the order of the steps
+    gpu_throughput, session_jobs, week_schedule, week_table
+                                     the sessions of a training on Kaggle, before the first of them runs
     run, run_record, run_summary     one run, its run.json, and the text that the notebook ends with
 """

@@ -46,12 +46,14 @@ def is_training(step: str) -> bool:
     return step.partition(" ")[0] == QUEUE
 
 
-def in_order(seconds: Mapping[str, float]) -> list[str]:
-    """The order in which a queue takes models (model -> seconds): the first of each stage before the second of any, and
-    of those the longest first, so that the places have work to the end."""
+def in_order(seconds: Mapping[str, float], waits: Mapping[str, str] | None = None) -> list[str]:
+    """The order in which a queue takes models (model -> seconds): the first of each stage before the second of any, of
+    those what others wait for (waits: model -> the one that it starts from), and then the longest, so that the places
+    have work to the end."""
+    awaited = {*(waits or {}).values()}
 
-    def place(name: str) -> tuple[int, float]:
-        return int(name.removeprefix(stage_of(name)).strip(".") or 0), -seconds[name]
+    def place(name: str) -> tuple[int, bool, float]:
+        return int(name.removeprefix(stage_of(name)).strip(".") or 0), name not in awaited, -seconds[name]
 
     return sorted(seconds, key=place)
 
@@ -89,10 +91,26 @@ def beside_others(seconds: Mapping[str, float], machine: Machine, jobs: int) -> 
     return {name: each * slowdown + START if each else 0.0 for name, each in seconds.items()}
 
 
-def of_queue(seconds: Mapping[str, float], machine: Machine, jobs: int) -> float:
-    """Seconds of a queue of trainings (model -> alone with the whole machine), `jobs` at a time."""
-    longer = beside_others(seconds, machine, jobs)
-    return queue_seconds([longer[name] for name in in_order(longer) if longer[name]], [0.0] * jobs)
+def of_queue(
+    seconds: Mapping[str, float], machine: Machine, jobs: int, waits: Mapping[str, str] | None = None
+) -> float:
+    """Seconds of a queue of trainings (model -> alone with the whole machine), `jobs` at a time.
+
+    waits: model -> the one that it starts from.
+    """
+    longer = {name: each for name, each in beside_others(seconds, machine, jobs).items() if each}
+    waiting, ends, free = in_order(longer, waits), {}, [0.0] * jobs
+    while waiting:
+        now = heapq.heappop(free)
+        held = {name for name, other in (waits or {}).items() if other in waiting or ends.get(other, now) > now}
+        name = next((name for name in waiting if name not in held), None)
+        if name is None:  # the place waits until another training has ended
+            heapq.heappush(free, min(end for end in ends.values() if end > now))
+            continue
+        waiting.remove(name)
+        ends[name] = now + longer[name]
+        heapq.heappush(free, ends[name])
+    return max(ends.values(), default=0.0)
 
 
 def jobs_to_try(machine: Machine, models: Collection[str], asked: int = 0) -> Iterator[int]:

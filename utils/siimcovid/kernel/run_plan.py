@@ -44,11 +44,12 @@ class RunPlan:
         default_factory=dict
     )  # models of a stage when its training began: see stage_models.member_images
     jobs: int = 1  # models that are trained at a time, see side_by_side_training.py
+    from_study: tuple[str, ...] = ()  # detectors that start from the study model's backbone, which is trained first
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """The stages that run."""
-        return (*self.detectors, "study")
+        """The stages that run, in the order of their training."""
+        return ("study", *self.detectors) if self.from_study else (*self.detectors, "study")
 
     def models(self, stages: Iterable[str]) -> list[str]:
         """The members of stages: the first of each, then the second of each, and so on."""
@@ -58,7 +59,7 @@ class RunPlan:
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return asdict(self) | {"detectors": list(self.detectors)}
+        return asdict(self) | {"detectors": list(self.detectors), "from_study": list(self.from_study)}
 
     @classmethod
     def from_json(cls, values: Any) -> "RunPlan":
@@ -67,7 +68,8 @@ class RunPlan:
             parts = {key: {k: kind(v) for k, v in values[key].items()} for key, kind in PER_STAGE.items()}
             counts = {key: int(values[key]) for key in ("members", "pseudo")}
             counts["jobs"] = max(1, int(values.get("jobs", 1)))  # a record of an earlier version has none
-            return cls(bool(values["hflip_tta"]), tuple(map(str, values["detectors"])), **counts, **parts)
+            names = {key: tuple(map(str, values.get(key, ()))) for key in ("detectors", "from_study")}
+            return cls(bool(values["hflip_tta"]), **names, **counts, **parts)
         except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
             raise InputError(f"the plan in run.json is damaged ({error!r}): remove the file") from None
 
@@ -81,7 +83,10 @@ def plan_of_preset(preset: Preset, detectors: tuple[str, ...], trained: bool) ->
     names = (*detectors, "study") if trained else ()
     epochs = {name: getattr(preset, name).training.epochs for name in names}
     pseudo = preset.pseudo.epochs if trained else 0
-    return RunPlan(preset.fusion.hflip_tta, detectors, epochs, members=preset.members, pseudo=pseudo)
+    from_study = tuple(name for name in detectors if trained and getattr(preset, name).study_backbone)
+    return RunPlan(
+        preset.fusion.hflip_tta, detectors, epochs, members=preset.members, pseudo=pseudo, from_study=from_study
+    )
 
 
 def fit_plan(

@@ -21,7 +21,7 @@ from siimcovid.kernel import earlier_sessions, stage_models
 from siimcovid.kernel.queue_forecast import QUEUE, beside_others, in_order, latest_end
 from siimcovid.kernel.run import Run
 from siimcovid.kernel.run_plan import RunPlan
-from siimcovid.kernel.step_forecast import Profile, model_seconds
+from siimcovid.kernel.step_forecast import Profile, model_seconds, waits_for
 from siimcovid.kernel.train_models import INSTEAD, not_trained, report_pause, whole_epoch
 from siimcovid.training.epoch_log import clock_time
 from siimcovid.training.side_by_side import NoProcessError, Outcome, SideBySide, cpu_places, gpu_places
@@ -49,7 +49,8 @@ def train(run: Run, names: Iterable[str], trained: dict[str, Path | None]) -> No
     places = gpu_places(jobs) if machine.gpus else cpu_places(jobs, machine.cores)
     seconds = model_seconds(run.planner.profile, run.plan)
     with SideBySide(places) as processes:
-        queue = Queue(run, processes, in_order({name: seconds.get(name, 0.0) for name in names}), trained)
+        order = in_order({name: seconds.get(name, 0.0) for name in names}, waits_for(run.plan))
+        queue = Queue(run, processes, order, trained)
         queue.work(all_for_the_last=machine.gpus > 1)
 
 
@@ -202,17 +203,22 @@ def of_the_model(error: Exception) -> bool:
 
 
 def starts_from(run: Run, name: str, others: Iterable[str]) -> set[str]:
-    """Those of other models that a model may start from: the folder of its start is the one that they are trained into.
+    """Those of other models from whose weights a model starts.
 
-    Such are a stage's further members where WEIGHTS_DIR is the run's own weights, and a stage on a backbone.
+    Such are a detector's study model where the preset asks for its backbone; and models that are trained into the
+    folder that this one starts from, as a stage's first where WEIGHTS_DIR is the run's own weights.
     """
     start, stage = stage_models.start_of(run, name), stage_of(name)
     if start is None:
         return set()
+    study = waits_for(run.plan).get(name)
     return {
         other
         for other in others
-        if other != name
-        and stage_of(other) in (stage, "backbone")
-        and stage_models.own(run, other).parent.resolve() == start.resolve()
+        if other == study
+        or (
+            other != name
+            and stage_of(other) in (stage, "backbone")
+            and stage_models.own(run, other).parent.resolve() == start.resolve()
+        )
     }

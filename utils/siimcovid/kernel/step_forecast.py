@@ -76,7 +76,7 @@ def forecast(profile: Profile, plan: "RunPlan") -> dict[str, float]:
     area = {stage: plan.scale.get(stage, 1.0) ** 2 for stage in plan.stages}
     trainings = model_seconds(profile, plan)
     if plan.jobs > 1:
-        seconds[QUEUE] = of_queue(trainings, profile.machine, plan.jobs)
+        seconds[QUEUE] = of_queue(trainings, profile.machine, plan.jobs, waits_for(plan))
     else:
         seconds |= {f"fit {name}": each for name, each in trainings.items()}
     if plan.epochs:
@@ -99,6 +99,11 @@ def forecast(profile: Profile, plan: "RunPlan") -> dict[str, float]:
     seconds["score"] = profile.tables * profile.test_images if profile.score else 0.0
     seconds["figures"] = PICTURES["figures"] if profile.score else 0.0
     return seconds
+
+
+def waits_for(plan: "RunPlan") -> dict[str, str]:
+    """Detector -> the study model whose backbone it starts from, of each member."""
+    return {name: name.replace(stage_of(name), "study", 1) for name in plan.models(plan.from_study)}
 
 
 def model_seconds(profile: Profile, plan: "RunPlan") -> dict[str, float]:

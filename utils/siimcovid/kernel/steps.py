@@ -153,6 +153,8 @@ def plan(run: Run) -> pd.DataFrame:
     record.predicted_total = round(run.budget.spent() + sum(record.predicted.get(step, 0.0) for step in left), 1)
     run.write()
     print(f"{run.budget.hours:g} hours, {RESERVE:.0%} of them in reserve; predicted: {record.predicted_total:.0f} s")
+    if run.plan.jobs > 1:
+        print(f"{run.plan.jobs} models are trained at a time")
     print("\n".join(f"dropped: {line}" for line in record.dropped) or "nothing is dropped")
     return pd.DataFrame(record.step_table()).set_index("step").astype(float).round(1)
 

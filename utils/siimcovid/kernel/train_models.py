@@ -33,7 +33,7 @@ def fit(run: Run) -> pd.DataFrame:
 
     Columns: model, file (None without one), and of a trained one its last epoch, loss and images_per_second.
     """
-    rows, names = [], run.planner.requested_plan().models(run.planner.requested.stages)
+    rows, names = [], run.planner.requested_plan().models(run.planner.requested_plan().stages)
     trained = _train_side_by_side(run, names) if run.mode == "finetune" and run.plan.jobs > 1 else {}
     for name in names:
         if name not in run.plan.models(run.plan.stages):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from siimcovid.core.configuration import Preset
 from siimcovid.core.errors import InputError
-from siimcovid.core.stage_names import stage_of
+from siimcovid.core.stage_names import member, stage_of
 from siimcovid.kernel.gpu_throughput import Throughput, passes
 from siimcovid.kernel.session_jobs import (
     ANNOTATED_IMAGES,
@@ -171,19 +171,24 @@ def _sessions_of_length(
     outputs = [f"the output of session {k + 1}" for k in range(before)] or ["the pretrained weights"]
     sessions, fits, left, begun = [], True, list(jobs), set()
     for number in range(before + 1, before + count + 1):
-        everything = _predicting_hours(preset, speed, begun | {job.name for job in left}, VISIBLE_IMAGES)
-        last = limits.usable - everything
+        names = [job.name for job in jobs]
+        everything = _predicting_hours(preset, speed, names, VISIBLE_IMAGES)
+        last = limits.usable - everything - _fitting_hours(preset, speed, names, limits.images)
         fits = fits and prepared.end + length <= last
         entries, left = fill(in_order(left), limits.gpus, prepared.end, min(prepared.end + length, last))
         begun |= {entry.job for entry in entries}
         now = max((entry.end for entry in entries), default=prepared.end)
-        hours = _predicting_hours(preset, speed, begun, VISIBLE_IMAGES)
-        predicting = Entry("GPU 0", "predict", "the visible test images", now, now + hours)
         paused = {job.name for job in left if job.done}
         ready = tuple(job.name for job in jobs if job.name in begun - paused)
+        fitted = now + _fitting_hours(preset, speed, ready, limits.images)
+        fitting = Entry("GPU 0", "fit ensemble", "the folds held out", now, fitted)
+        hours = _predicting_hours(preset, speed, begun, VISIBLE_IMAGES)
+        predicting = Entry("GPU 0", "predict", "the visible test images", fitted, fitted + hours)
         mounted = ("the competition", *outputs)
         sessions.append(
-            Session(number, "training", (prepared, *entries, predicting), mounted, ready, tuple(sorted(paused)))
+            Session(
+                number, "training", (prepared, *entries, fitting, predicting), mounted, ready, tuple(sorted(paused))
+            )
         )
         outputs.append(f"the output of session {number}")
     return sessions, left, fits
@@ -193,6 +198,13 @@ def _predicting_hours(preset: Preset, speed: Mapping[str, Throughput], names: It
     """Hours of predicting images with these models on one GPU."""
     stages = [stage_of(name) for name in names]
     return sum(passes(preset, stage) * images / speed[stage].predict for stage in stages) / 3600
+
+
+def _fitting_hours(preset: Preset, speed: Mapping[str, Throughput], ready: Iterable[str], images: int) -> float:
+    """Hours of predicting the folds held out, of all the models whose fold no stage lacks, see fit_ensemble_step.py."""
+    ready = set(ready)
+    folds = [n for n in range(preset.members) if ready >= {member(stage, n) for stage in preset.stages}]
+    return len(folds) * _predicting_hours(preset, speed, preset.stages, images // preset.folds)
 
 
 def _submission(preset: Preset, speed: Mapping[str, Throughput], sessions: list[Session]) -> Session:

@@ -101,13 +101,15 @@ NETWORKS = {"study": StudyLogits, "yolo": YoloCandidates, "retinanet": AnchorOut
 def graphs(stage: str, model: nn.Module, side: int) -> dict[str, Graph]:
     """The graphs of a stage's model made for inference, by name, for images of `side` pixels.
 
-    Raises KeyError for a stage that has none.
+    Raises ValueError for a stage that has none.
     """
     images = torch.zeros((1, 1, side, side), dtype=torch.uint8)
     if stage == "rcnn":
         pooler = model.detector.roi_heads.box_roi_pool
         pooled = torch.zeros((1, model.detector.backbone.out_channels, *pooler.output_size))
         return {"pyramid": Graph(PyramidOutputs(model), images), "boxes": Graph(BoxHead(model), pooled)}
+    if stage not in NETWORKS:
+        raise ValueError(f"no graph of stage {stage} is known")
     return {"network": Graph(NETWORKS[stage](model), images)}
 
 

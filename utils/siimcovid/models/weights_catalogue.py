@@ -33,6 +33,9 @@ FAMILIES = (
 #: torchvision's files that are no classifiers, though they are listed as such: VGG16 for SSD, in another scale.
 NO_CLASSIFIERS = ("IMAGENET1K_FEATURES",)
 
+#: Architecture -> the one preset whose backbone it is: a kernel with its weights runs that.
+PRESETS = {"resnext101_32x8d": "full", "efficientnet_v2_m": "best"}
+
 #: How torchxrayvision gives images to its networks: one channel, (2 grey / 255 - 1) x 1024.
 XRAYVISION_MEAN, XRAYVISION_STD = (0.5,), (1 / 2048,)
 
@@ -67,9 +70,9 @@ class Published:
         name: what `siimcovid weights import` takes.
         architecture: the file that it writes is <architecture>.safetensors.
         stage: of the manifest: `backbone`, `rcnn` or `yolo`.
-        layout: how the tensors are named and arranged; see published_weights.
+        layout: how the tensors are named and arranged; see weights_layouts.
         mean, std: of each channel that the network takes, of grey / 255.
-        preset: whose training starts from them, "" where no preset does.
+        preset: whose training starts from them, "" where none does or several do.
     """
 
     name: str
@@ -187,7 +190,6 @@ def _yolos() -> list[Published]:
             "COCO weights of the ultralytics YOLOv5 release",
             "GPL-3.0",
             (PublishedFile(f"https://github.com/ultralytics/yolov5/releases/download/v7.0/yolov5{size}.pt", weight),),
-            preset="full" if size == "l" else "",
         )
         for size, weight in megabytes.items()
     ]
@@ -227,7 +229,7 @@ def _classifiers() -> list[Published]:
                 tuple(_file(version) for version in versions),
                 tuple(scale.mean),
                 tuple(scale.std),
-                preset="full" if name == "resnext101_32x8d" else "",
+                preset=PRESETS.get(name, ""),
             )
         )
     return entries

@@ -28,6 +28,7 @@ WORKS = {
     "study_frozen": "model_benchmarks",
     "infer_rcnn": "model_benchmarks",
     "infer_study": "model_benchmarks",
+    "infer_small": "inference_benchmark",
     "fuse": "box_benchmarks",
     "metric": "box_benchmarks",
 }
