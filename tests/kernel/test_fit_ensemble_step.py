@@ -1,6 +1,7 @@
 """The ensemble is fitted on the images that no model was trained on, and what was chosen is used, kept and recorded."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pandas as pd
@@ -9,6 +10,7 @@ import pytest
 from siimcovid.core.labels import CLASSES
 from siimcovid.inference import choose_ensemble, fit_ensemble
 from siimcovid.kernel import stage_models, steps
+from siimcovid.kernel.run_plan import RunPlan
 from siimcovid.kernel.step_forecast import FIT_ENSEMBLE, Profile, StageProfile, forecast
 from siimcovid.models import weights_manifest
 from siimcovid.synthetic.demo_competition import write_competition
@@ -126,13 +128,9 @@ def test_without_time_or_own_models_the_presets_numbers_stay(folders, tmp_path, 
 def test_the_step_costs_what_it_predicts():
     stage = StageProfile(once=1, epoch=1, load=5, image=2)
     profile = Profile(held_out=100, stages=dict.fromkeys(("rcnn", "yolo", "study"), stage))
-    plan = SimpleNamespace(
-        stages=("rcnn", "yolo", "study"), detectors=("rcnn", "yolo"), scale={}, epochs={"rcnn": 1}, pseudo=0,
-        hflip_tta=True, models=list,
-    )  # fmt: skip
+    plan = RunPlan(True, ("rcnn", "yolo"), {"rcnn": 1})
     seconds = forecast(profile, plan)
     assert seconds[FIT_ENSEMBLE] == pytest.approx(3 * 5 + 100 * 2 * (2 + 2 + 1) + 0.02 * 100 * 4)
     names = list(seconds)
     assert names.index("curves") < names.index(FIT_ENSEMBLE) < names.index("detect")
-    plan.epochs = {}
-    assert FIT_ENSEMBLE not in forecast(profile, plan)
+    assert FIT_ENSEMBLE not in forecast(profile, replace(plan, epochs={}))
