@@ -10,6 +10,7 @@ from siimcovid.core.memory_errors import is_out_of_memory
     "error",
     [
         MemoryError(),
+        RuntimeError("training stage study in 2 processes failed with exit code 1: MemoryError"),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
         RuntimeError("CUDA error: out of memory"),
         RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),

@@ -6,6 +6,7 @@ Imports no torch: its errors are known by their messages.
 #: Parts of messages, in small letters. cuBLAS and cuDNN report a lack of memory as a failed allocation or, where their
 #: workspace does not fit, as an execution or initialisation that failed.
 MESSAGES = (
+    "memoryerror",  # Python's own, in the words of a process that ended by it
     "out of memory",  # torch.OutOfMemoryError, CUDA's own, and multi_gpu.py of a process that was killed
     "can't allocate memory",  # torch's allocator on the CPU
     "cannot allocate memory",  # errno 12
