@@ -1,0 +1,28 @@
+"""The process of one contender: `python -m siimcovid.apps.benchmarks.peers.peer_child JOB`, see peer_job.py.
+
+It ends when the process that started it does, whose pipe its stdin is.
+"""
+
+import importlib
+import sys
+from pathlib import Path
+
+import torch
+
+from siimcovid.apps.benchmarks.peers import CONTENDERS
+from siimcovid.apps.benchmarks.peers.peer_job import read_job, write_outcome
+from siimcovid.training.job_child import end_with_parent
+
+
+def contend(path: Path) -> None:
+    """Do a job and write what came of it."""
+    job = read_job(path)
+    torch.set_num_threads(job.threads)
+    torch.manual_seed(job.seed)
+    module = importlib.import_module(f"siimcovid.apps.benchmarks.peers.{CONTENDERS[job.name].module}")
+    write_outcome(job, *module.contend(job, *job.images()))
+
+
+if __name__ == "__main__":
+    end_with_parent()
+    contend(Path(sys.argv[1]))
