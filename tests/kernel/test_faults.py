@@ -2,12 +2,11 @@
 
 Every row runs the notebook's cells on a tiny synthetic competition with one thing broken. In each, no cell raises, the
 submission validates against the sample, and the fault stands in the report that the last cell prints and in run.json.
-docs/faults.md is this table.
+docs/faults.md is this table, and that of two_process_faults.py.
 """
 
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,23 +18,18 @@ import pytest
 import torch
 from pydicom.uid import JPEGLosslessSV1
 
-from siimcovid.core import stage_names
 from siimcovid.core.errors import InputError
-from siimcovid.evaluation import submission_validator
 from siimcovid.kernel import stage_models
 from siimcovid.kernel.run_summary import summary
-from siimcovid.synthetic.demo_competition import write_competition
 from support import fault_scenes as make
-from support import fault_workers
+from support import fault_workers, two_process_faults
 from support.dicom_files import jpeg_lossless, values, write
-from support.fault_scenes import Scene
-from support.kernel_cells import draw_nothing
-from support.tiny_weights import write_weights
+from support.fault_scenes import Scene, check
 
 pytestmark = pytest.mark.slow
 
-#: The number of studies to test on, and what the submission holds where nothing is known.
-STUDIES, HEADER = 3, "the header alone"
+#: What the submission holds where nothing is known.
+HEADER = "the header alone"
 
 
 @dataclass(frozen=True)
@@ -159,56 +153,6 @@ def faults() -> Iterator[Fault]:
 
 
 FAULTS = list(faults())
-
-
-@pytest.fixture(scope="module")
-def material(tmp_path_factory) -> Path:
-    top = tmp_path_factory.mktemp("material")
-    write_competition(top / "competition", train_studies=8, test_studies=STUDIES, seed=3, scale=0.03)
-    write_weights(top / "weights", stage_names.SUBMISSION_STAGES)
-    return top
-
-
-@pytest.fixture
-def scene(material, tmp_path, monkeypatch) -> Scene:
-    for name in ("competition", "competition.truth", "weights"):
-        shutil.copytree(material / name, tmp_path / name, copy_function=os.link)
-    original = tmp_path / "original"
-    original.mkdir()
-    os.link(material / "competition" / "sample_submission.csv", original / "sample_submission.csv")
-    draw_nothing(monkeypatch.setattr)
-    real = stage_models.read
-
-    def read(path: Path, stage: str):  # building a model takes longer than all that it does here
-        key = path.stat().st_ino, stage
-        if key not in LOADED:
-            LOADED[key] = real(path, stage)
-        return LOADED[key]
-
-    monkeypatch.setattr(stage_models, "read", read)
-    return Scene(tmp_path, monkeypatch, original)
-
-
-LOADED: dict = {}
-
-
-def check(scene: Scene, by_priors: str = "none") -> None:
-    """The submission answers the sample's ids and is valid, and so many of its rows are priors."""
-    rows, sample = scene.answered(), scene.sample()
-    assert sorted(rows["id"]) == sorted(sample["id"])
-    index = scene.run.folder / "index.csv"
-    verdict = submission_validator.validate(
-        scene.run.folder / "submission.csv",
-        scene.original / "sample_submission.csv",
-        index if index.is_file() else None,
-    )
-    assert verdict.faults == []
-    kinds = sample["id"].str.endswith("_study")
-    expected = {"none": 0, "all": len(sample), "studies": kinds.sum(), "images": (~kinds).sum()}
-    if by_priors == "some":
-        assert 0 < scene.run.record.by_priors < len(sample)
-    else:
-        assert scene.run.record.by_priors == expected[by_priors]
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
@@ -377,6 +321,16 @@ def table() -> str:
         "| fault | what happens | what the submission holds |",
         "|---|---|---|",
         *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+        "## In the processes that train a stage together",
+        "",
+        "Of two processes, one for each GPU, one fails, or both. Every row is a test in",
+        "`tests/kernel/test_two_process_faults.py`, with two processes on the CPU (gloo) and torchrun's own agent. In",
+        "all of them the submission holds every row from the models.",
+        "",
+        "| fault | what happens |",
+        "|---|---|",
+        *(f"| {fault.name} | {fault.happens} |" for fault in two_process_faults.FAULTS),
     ]
     return "\n".join(lines) + "\n"
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from siimcovid.data import image_cache
+from siimcovid.evaluation import submission_validator
 from siimcovid.kernel.run import Run
 from siimcovid.kernel.run_summary import summary
 from siimcovid.models import checkpoints, weights_manifest
@@ -71,6 +72,25 @@ class Scene:
 
     def answered(self) -> pd.DataFrame:
         return pd.read_csv(self.run.folder / "submission.csv", dtype=str, keep_default_na=False)
+
+
+def check(scene: Scene, by_priors: str = "none") -> None:
+    """The submission answers the sample's ids and is valid, and so many of its rows are priors."""
+    rows, sample = scene.answered(), scene.sample()
+    assert sorted(rows["id"]) == sorted(sample["id"])
+    index = scene.run.folder / "index.csv"
+    verdict = submission_validator.validate(
+        scene.run.folder / "submission.csv",
+        scene.original / "sample_submission.csv",
+        index if index.is_file() else None,
+    )
+    assert verdict.faults == []
+    kinds = sample["id"].str.endswith("_study")
+    expected = {"none": 0, "all": len(sample), "studies": kinds.sum(), "images": (~kinds).sum()}
+    if by_priors == "some":
+        assert 0 < scene.run.record.by_priors < len(sample)
+    else:
+        assert scene.run.record.by_priors == expected[by_priors]
 
 
 def parameter(**changes) -> Callable[[Scene], None]:
@@ -181,21 +201,10 @@ def out_of_memory(stage: str, fits: Callable[[int, str | None], bool]) -> Callab
 
         real = predictor.predict_images
 
-        def predict_images(
-            name,
-            config,
-            model,
-            images,
-            folder,
-            hflip=False,
-            device=None,
-            may_go_on=lambda: True,
-            change=None,
-            memory=None,
-        ):
+        def predict_images(name, config, model, images, folder, hflip=False, device=None, *rest, **options):
             if name == stage and not fits(config.infer_batch, device):
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-            return real(name, config, model, images, folder, hflip, device, may_go_on, change, memory=memory)
+            return real(name, config, model, images, folder, hflip, device, *rest, **options)
 
         scene.patch.setattr(predictor, "predict_images", predict_images)
 
