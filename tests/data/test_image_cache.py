@@ -19,7 +19,7 @@ from siimcovid.data.dicom_image import read_image
 from support.dicom_files import write
 
 SIZE = 32
-SHAPES = {"wide": (40, 100), "tall": (100, 40), "square": (64, 64), "demo": (20, 30), "thin": (1, 200)}
+SHAPES = {"wide": (40, 100), "tall": (100, 40), "square": (64, 64), "small": (20, 30), "thin": (1, 200)}
 
 
 def make(job):
@@ -60,7 +60,7 @@ def test_pictures(tmp_path, images):
     failures = image_cache.prepare(images, tmp_path / "cache", SIZE, 2)
     assert failures.empty
     shapes = {name: image_cache.read(tmp_path / "cache", name).shape for name in SHAPES}
-    assert shapes == {"wide": (13, 32), "tall": (32, 13), "square": (32, 32), "demo": (20, 30), "thin": (1, 32)}
+    assert shapes == {"wide": (13, 32), "tall": (32, 13), "square": (32, 32), "small": (20, 30), "thin": (1, 32)}
     for image, path in images.itertuples(index=False):
         picture = image_cache.read(tmp_path / "cache", image)
         assert picture.dtype == np.uint8
@@ -124,7 +124,7 @@ def test_only_what_changed_is_made_again(tmp_path, images, monkeypatch):
     )
     (folder / "small.png").unlink()
     os.utime(tmp_path / "cached_images" / "wide.dcm")
-    assert made_again() == {"demo", "wide"}
+    assert made_again() == {"small", "wide"}
     assert made_again(24) == set(SHAPES)
     assert image_cache.read(folder, "square").shape == (24, 24)
     (tmp_path / "cached_images" / "thin.dcm").write_text("no image any more")

@@ -63,7 +63,7 @@ def test_prediction_halves_its_batch_until_it_fits(device, tmp_path, monkeypatch
 
     monkeypatch.setattr(predictor, "predict_images", predict_images)
     config = predict_test_images.replace(DEMO.rcnn, infer_batch=8, infer_size=64)
-    found = predict_test_images._in_smaller_batches(run, "detect", "rcnn", config, Hungry(), False, None)
+    found = predict_test_images.in_smaller_batches(run, "detect", "rcnn", config, Hungry(), False, None)
     assert batches == [8, 4, 2]
     assert found.table["image_id"].tolist() == images["image_id"].tolist()
 

@@ -25,7 +25,7 @@ from siimcovid.models.lite_backbone import LITE, packaged_file
 
 def test_import_writes_manifest(imagenet):
     entry = weights_manifest.read_manifest(imagenet)["efficientnet_lite0.safetensors"]
-    assert (entry["stage"], entry["preset"], entry["licence"]) == ("backbone", "demo", "Apache-2.0")
+    assert (entry["stage"], entry["preset"], entry["licence"]) == ("backbone", "small", "Apache-2.0")
     assert len(entry["sha256"]) == 64
     assert weights_manifest.verified(imagenet, "efficientnet_lite0.safetensors").is_file()
 

@@ -105,7 +105,8 @@ class FastConv2d(nn.Conv2d):
         return functional.conv2d(x, weight, bias, self.stride, self.padding, dilation, self.groups)
 
     def _is_slow_backwards(self, x: Tensor, weight: Tensor) -> bool:
-        wide = self.kernel_size[1] > DEPTHWISE_WIDTH and self.dilation == (1, 1)
+        # a kernel wider than the map has columns that see nothing of it
+        wide = DEPTHWISE_WIDTH < self.kernel_size[1] <= x.shape[-1] and self.dilation == (1, 1)
         return wide and torch.is_grad_enabled() and weight.requires_grad and x.dtype == weight.dtype == torch.float32
 
 

@@ -15,7 +15,6 @@ import torch
 from siimcovid.apps.benchmarks.peers import CONTENDERS
 from siimcovid.apps.benchmarks.peers.peer_job import Outcome, PeerJob
 from siimcovid.apps.benchmarks.peers.training_budget import MEASURED, Plan, ShortEpochs, plan, step_seconds
-from siimcovid.core.allocator import keep_freed_memory
 from siimcovid.core.presets import load_preset
 from siimcovid.data.datasets import ImageDataset
 from siimcovid.inference.predictor import predict_table
@@ -25,7 +24,6 @@ from siimcovid.training.training_loop import train
 
 def contend(job: PeerJob, images: pd.DataFrame, test: pd.DataFrame) -> tuple[pd.DataFrame, Outcome]:
     """Train a stage for the job's time; returns what it predicts for the test images, and how it went."""
-    keep_freed_memory()  # as the command line does
     stage = CONTENDERS[job.name].stage
     config = getattr(load_preset("small", job.settings), stage)
     batch = config.training.batch

@@ -59,7 +59,7 @@ def make_usable(folder: Path) -> None:
     import matplotlib
 
     if not hasattr(np, "trapz"):
-        np.trapz = np.trapezoid  # noqa: NPY201  # its old name, which the package asks for
+        np.trapz = np.trapezoid  # noqa: NPY201
     shutil.copyfile(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", folder / "Arial.ttf")
     os.environ |= {"YOLOV5_CONFIG_DIR": str(folder), "YOLO_OFFLINE": "true", "HF_HUB_OFFLINE": "1"}
     os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # its checkpoints are whole modules
