@@ -8,6 +8,7 @@ import torch
 from siimcovid.core import device as core_device
 from siimcovid.core.memory_errors import is_out_of_memory
 from siimcovid.core.presets import DEMO
+from siimcovid.data.image_memory import ImageMemory
 from siimcovid.inference import predictor
 from siimcovid.kaggle.smoke_test import describe_machine, machine_lines
 from siimcovid.kernel import predict_test_images, stage_models, train_models
@@ -63,7 +64,9 @@ def test_prediction_halves_its_batch_until_it_fits(device, tmp_path, monkeypatch
 
     monkeypatch.setattr(predictor, "predict_images", predict_images)
     config = predict_test_images.replace(DEMO.rcnn, infer_batch=8, infer_size=64)
-    found = predict_test_images.in_smaller_batches(run, "detect", "rcnn", config, Hungry(), False, None)
+    found = predict_test_images.in_smaller_batches(
+        run, "detect", "rcnn", config, Hungry(), False, None, images, ImageMemory(0)
+    )
     assert batches == [8, 4, 2]
     assert found.table["image_id"].tolist() == images["image_id"].tolist()
 
