@@ -113,7 +113,7 @@ def test_a_queue_is_one_step_of_the_forecast():
 
 
 def test_a_detector_waits_for_the_study_model_whose_backbone_it_starts_from():
-    """The study model is trained first, one place being empty meanwhile, then both detectors."""
+    """The study model is trained first, with all cores, then both detectors side by side."""
     preset = load_preset("demo", {"rcnn.study_backbone": True, "yolo.study_backbone": True})
     plan = replace(plan_of_preset(preset, ("rcnn", "yolo"), True), epochs=PLAN.epochs)
     assert plan.stages == ("study", "rcnn", "yolo")
@@ -121,8 +121,8 @@ def test_a_detector_waits_for_the_study_model_whose_backbone_it_starts_from():
     assert [step for step in forecast(PROFILE, plan) if is_training(step)] == ["fit study", "fit rcnn", "fit yolo"]
     assert waits_for(replace(plan, members=2))["rcnn.1"] == "study.1"
     together = forecast(PROFILE, replace(plan, jobs=2))[QUEUE]
-    assert together == pytest.approx((500 + 1000) * 2 / CPU_GAIN + 2 * START)
-    assert fit_plan(PROFILE, plan, 1e9).jobs == 1
+    assert together == pytest.approx(500 + 1000 * 2 / CPU_GAIN + 2 * START)
+    assert fit_plan(PROFILE, plan, 1e9).jobs == 2
     assert plan_of_preset(preset, ("rcnn", "yolo"), False).stages == ("rcnn", "yolo", "study")
     one = {"rcnn": 4.0, "yolo": 3.0, "study": 1.0}
     assert in_order(one, {"yolo": "study"}) == ["study", "rcnn", "yolo"]

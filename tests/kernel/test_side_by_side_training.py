@@ -53,6 +53,7 @@ class Processes:
     out_of_time: tuple[str, ...] = ()
     begun: list[tuple[str, float, int, float]] = field(default_factory=list)
     running: dict[str, tuple[float, object]] = field(default_factory=dict)
+    threads: dict[str, int] = field(default_factory=dict)  # asked for instead of the place's; 0 for those
 
     def __call__(self, places: list) -> "Processes":
         self.free, self.count = list(places), len(places)
@@ -64,11 +65,12 @@ class Processes:
     def __exit__(self, *_: object) -> None:
         self.left = sorted(self.running)
 
-    def start(self, name, job, foreseen=0.0):
+    def start(self, name, job, foreseen=0.0, threads=0):
         if "no process" in self.fails.get(name, ()):
             raise NoProcessError("no process can be started")
         batch = getattr(job.preset, job.stage).training.batch
         self.begun.append((name, self.clock.seconds, batch, job.deadline - side_by_side_training.time.time()))
+        self.threads[name] = threads
         self.running[name] = self.clock.seconds + self.seconds.get(name, 1.0), self.free.pop(0)
 
     def wait(self) -> list[Outcome]:
@@ -259,13 +261,29 @@ def test_finished_models_of_earlier_sessions_are_taken(queued, monkeypatch):
 
     monkeypatch.setattr(earlier_sessions, "look_up", look_up)
     given, start = [], made.processes.start
-    monkeypatch.setattr(made.processes, "start", lambda name, job, foreseen: given.append(job) or start(name, job))
+    monkeypatch.setattr(made.processes, "start", lambda name, job, *rest: given.append(job) or start(name, job))
     trained = made.train()
     assert looked == [(name, {"of": name}) for name in SUBMISSION_STAGES]
     assert made.order == ["yolo", "study"]
     assert [job.resume_from for job in given] == [Path("/input/1"), None]
     assert trained["rcnn"] == made.run.folder / "weights" / "rcnn.safetensors"
     assert made.offered[0] == "rcnn"
+
+
+@pytest.mark.parametrize(
+    ("from_study", "threads"),
+    [
+        (("rcnn", "yolo"), {"study": 2, "rcnn": 0, "yolo": 0}),
+        (("rcnn",), {"study": 0, "rcnn": 0, "yolo": 0}),  # YOLO can begin beside the study model
+        ((), {"study": 0, "rcnn": 0, "yolo": 0}),
+    ],
+)
+def test_a_model_for_which_all_others_wait_has_all_cores(queued, monkeypatch, from_study, threads):
+    made = queued()
+    monkeypatch.setattr(stage_models, "start_of", lambda run, name: made.run.folder)
+    made.run.planner.plan = replace(made.run.plan, from_study=from_study)
+    made.train()
+    assert made.processes.threads == threads
 
 
 def test_a_model_waits_for_the_one_it_starts_from(queued, monkeypatch):
@@ -336,9 +354,9 @@ def test_settings_are_kept_for_who_is_killed(queued):
     made = queued()
     real, seen = made.processes.start, []
 
-    def start(name, job, foreseen):
+    def start(name, job, *rest):
         seen.append(json.loads((made.run.folder / "run.json").read_text())["plan"])
-        real(name, job, foreseen)
+        real(name, job, *rest)
 
     made.processes.start = start
     made.train()

@@ -96,7 +96,7 @@ def of_queue(
 ) -> float:
     """Seconds of a queue of trainings (model -> alone with the whole machine), `jobs` at a time.
 
-    waits: model -> the one that it starts from.
+    waits: model -> the one that it starts from; on the CPU, one for which all others wait has the whole machine.
     """
     longer = {name: each for name, each in beside_others(seconds, machine, jobs).items() if each}
     waiting, ends, free = in_order(longer, waits), {}, [0.0] * jobs
@@ -108,7 +108,8 @@ def of_queue(
             heapq.heappush(free, min(end for end in ends.values() if end > now))
             continue
         waiting.remove(name)
-        ends[name] = now + longer[name]
+        alone = not machine.gpus and len(held) == len(waiting) > 0 and all(end <= now for end in ends.values())
+        ends[name] = now + (seconds[name] + START if alone else longer[name])
         heapq.heappush(free, ends[name])
     return max(ends.values(), default=0.0)
 

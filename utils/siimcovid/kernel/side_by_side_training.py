@@ -98,12 +98,22 @@ class Queue:
             elif not starts_from(self.run, name, {*self.waiting, *self.begun}):
                 self.waiting.remove(name)
                 with self.run.recovery.recover(f"fit {name}", INSTEAD.format(name), of_the_model):
-                    self._begin(name)
+                    self._begin(name, self._threads_alone(name))
                 if name not in self.begun:
                     self.trained.setdefault(name, None)
 
-    def _begin(self, name: str) -> None:
-        """Start a model's training, or take over what an earlier session made of it, unless there is no time for it."""
+    def _threads_alone(self, name: str) -> int:
+        """On the CPU all cores, for a model for which all others wait; else 0."""
+        machine = self.run.planner.profile.machine
+        others = [other for other in self.waiting if other in self.run.plan.models(self.run.plan.stages)]
+        alone = others and not self.begun and all(starts_from(self.run, other, [name]) for other in others)
+        return machine.cores if alone and not machine.gpus else 0
+
+    def _begin(self, name: str, threads: int = 0) -> None:
+        """Start a model's training, or take over what an earlier session made of it, unless there is no time for it.
+
+        threads: see `SideBySide.start`.
+        """
         run, stage, path = self.run, stage_of(name), stage_models.own(self.run, name)
         identity = stage_models.identity(run, name)
         earlier = earlier_sessions.look_up(run, name, identity)
@@ -122,10 +132,9 @@ class Queue:
         preset, images = stage_models.member_images(run, name)
         start, pauses = stage_models.start_of(run, name), run.planner.pauses
         job = TrainingJob(stage, preset, images, run.cache, start, path.parent, pauses, earlier.resume_from)
-        slowdown = run.planner.profile.machine.slowdown(self.processes.count)
-        self.processes.start(
-            name, replace(job, deadline=time.time() + left), foreseen=whole_epoch(run, stage)[0] * slowdown
-        )
+        slowdown = 1.0 if threads else run.planner.profile.machine.slowdown(self.processes.count)
+        foreseen = whole_epoch(run, stage)[0] * slowdown
+        self.processes.start(name, replace(job, deadline=time.time() + left), foreseen, threads)
         seconds = self._seconds(run.planner.profile, run.plan)[name]
         self.begun[name] = _Begun(run.budget.now(), seconds, getattr(preset, stage).training.batch)
 
@@ -168,7 +177,9 @@ class Queue:
                 self.trained[name] = path
         if name not in self.waiting:
             self.trained.setdefault(name, None)
-        slowdown = run.planner.profile.machine.slowdown(self.processes.count)
+        machine = run.planner.profile.machine
+        alone = not machine.gpus and outcome.place.threads == machine.cores
+        slowdown = 1.0 if alone else machine.slowdown(self.processes.count)
         run.planner.correct_training(stage_of(name), 0.0 if outcome.failure else outcome.seconds / slowdown)
         run.planner.take_as_trained([*self.trained, *self.begun])
         run.revise(sum(map(self._left_of, self.begun)) / self.processes.count, begun=QUEUE)

@@ -17,7 +17,7 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -76,17 +76,23 @@ def gpu_places(gpus: int) -> list[Place]:
 def cpu_places(count: int, cores: int) -> list[Place]:
     """So many places on the CPU, which share `cores` among them."""
     threads = max(1, cores // count)
-    return [Place(f"CPU, {threads} thread{'s' * (threads > 1)}", threads) for _ in range(count)]
+    return [Place(on_cpu(threads), threads) for _ in range(count)]
+
+
+def on_cpu(threads: int) -> str:
+    """The name of a place on the CPU."""
+    return f"CPU, {threads} thread{'s' * (threads > 1)}"
 
 
 @dataclass
 class _Running:
-    """A training's process. last: of what it wrote to stderr."""
+    """A training's process. taken: the place that is free again behind it. last: of what it wrote to stderr."""
 
     name: str
     job: TrainingJob
     file: Path
     place: Place
+    taken: Place
     process: subprocess.Popen
     begin: float
     readers: list[threading.Thread] = field(default_factory=list)
@@ -117,13 +123,14 @@ class SideBySide:
         """The models that are trained now."""
         return [running.name for running in self._running]
 
-    def start(self, name: str, job: TrainingJob, foreseen: float = 0.0) -> Place:
+    def start(self, name: str, job: TrainingJob, foreseen: float = 0.0, threads: int = 0) -> Place:
         """Start a model's training in the first free place, and return that.
 
-        foreseen: seconds of a whole epoch there, until one has been measured. Raises NoProcessError where none can be
-        started.
+        foreseen: seconds of a whole epoch there, until one has been measured. threads: that it takes instead of the
+        place's, while no other training can begin. Raises NoProcessError where none can be started.
         """
-        place = self.free[0]
+        free = self.free[0]
+        place = replace(free, name=on_cpu(threads), threads=threads) if threads else free
         file = write_job(job, {"threads": place.threads, "foreseen": foreseen})
         _outcome_file(file).unlink(missing_ok=True)
         try:
@@ -140,13 +147,13 @@ class SideBySide:
         except OSError as error:
             remove_job(file)
             raise NoProcessError(f"no process can be started to train {name} ({error})") from error
-        running = _Running(name, job, file, place, process, time.monotonic())
+        running = _Running(name, job, file, place, free, process, time.monotonic())
         self._running.append(running)
         for stream in (process.stdout, process.stderr):
             thread = threading.Thread(target=self._read, args=(running, stream), daemon=True)
             thread.start()
             running.readers.append(thread)
-        self.free.remove(place)
+        self.free.remove(free)
         return place
 
     def wait(self) -> list[Outcome]:
@@ -197,7 +204,7 @@ class SideBySide:
         code = running.process.returncode
         if code and not facts.get("failure"):
             facts["failure"] = _why(code, list(running.last))
-        self.free.append(running.place)
+        self.free.append(running.taken)
         return Outcome(running.name, running.place, **facts)
 
     def _end(self, running: _Running) -> None:
