@@ -149,6 +149,7 @@ SMALL = Preset(
         none=0.25,
         hflip_tta=True,
         frozen=False,
+        typical_images=512,
     ),
 )
 
