@@ -14,9 +14,10 @@ from siimcovid.core.memory_errors import is_out_of_memory
 from siimcovid.core.overrides import override
 from siimcovid.core.presets import DEMO
 from siimcovid.models import checkpoints, onnx_engine
-from siimcovid.models.backbone import for_inference
+from siimcovid.models.backbone import for_inference, normalise
 from siimcovid.models.onnx_engine import OnnxModel, in_pytorch, with_onnx
 from siimcovid.models.roi_pooling import pool
+from siimcovid.models.unlike_training import describe
 
 SIDE = 64
 
@@ -36,10 +37,11 @@ def runtime():
     return pytest.importorskip("onnxruntime", reason="no onnxruntime")
 
 
-def network(stage: str, seed: int = 0) -> nn.Module:
+def network(stage: str, seed: int = 0, **changes: float) -> nn.Module:
     """A stage's small model at 64 pixels, made for inference, whose random outputs are as different as trained ones."""
     torch.manual_seed(seed)
-    model = checkpoints.build_model(stage, override(getattr(DEMO, stage), {"infer_size": SIDE})).eval()
+    config = override(getattr(DEMO, stage), {"infer_size": SIDE, **changes})
+    model = checkpoints.build_model(stage, config).eval()
     for module in model.modules():  # or each layer of a random network makes its numbers smaller
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.weight.data *= 1.5
@@ -74,6 +76,20 @@ def test_predictions_are_pytorchs(runtime, stage, tmp_path, capsys):
     again = with_onnx(stage, model, tmp_path / f"{stage}.safetensors").predict(images(3))
     for one, other in zip(fast.predict(images(3)), again, strict=True):
         assert all(map(torch.equal, one, other)) if isinstance(one, tuple) else torch.equal(one, other)
+
+
+def test_an_image_unlike_those_of_training_is_found_by_onnx_too(runtime, tmp_path, capsys):
+    """The output that a graph of the study model has more, fitted on some images."""
+    model = network("study", typical_images=30, none=0.5)
+    with torch.inference_mode():
+        model.unlike.fit(describe(model.backbone(normalise(images(30)))))
+    fast = with_onnx("study", model, tmp_path / "study.safetensors")
+    given = torch.cat([images(2), torch.zeros_like(images(1))])
+    found, wanted = fast.predict(given), model.predict(given)
+    assert found.shape == wanted.shape == (3, 6)
+    assert (found - wanted).abs().max() < 1e-4
+    assert found[2, -1] > found[:2, -1].max() + 0.1
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("levels", [1, 3])

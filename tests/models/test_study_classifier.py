@@ -54,23 +54,23 @@ def test_the_losses_are_added_with_their_weights_and_the_map_teaches_the_backbon
     assert model(batch)["mask"].item() == pytest.approx(32 * 0.75 * 20, rel=1e-3)
 
 
-def test_an_image_unlike_those_of_training_is_found(cached_images, tmp_path):
-    """Training fills the statistics, the checkpoint keeps them, and the table says which image is unlike."""
+@pytest.mark.parametrize("changes", [{"views": 1}, {"views": 0, "frozen": False, "training.ema": 0.9}], ids=str)
+def test_an_image_unlike_those_of_training_is_found(cached_images, tmp_path, changes):
+    """Training keeps images of its own, the checkpoint holds them, and the table says which image is unlike."""
     folder, images = cached_images
-    changes = {"training.epochs": 1, "size": 64, "infer_size": 64, "typical_images": 6, "none": 0.5}
-    for name, more in {"features": {"views": 1}, "images": {"views": 1, "infer_size": 96}}.items():
-        preset = override(DEMO, {f"study.{key}": value for key, value in {**changes, **more}.items()})
-        path = train_stage.fit("study", preset, images, folder, None, tmp_path / name)
-        _, config, model = checkpoints.load(path)
-        assert model.unlike.limit < 60
-        table = predict_table("study", config, model, images, folder)
-        assert table.columns.tolist() == ["image_id", "study_id", *STUDY_LABELS, "none", "unlike"]
-        assert table["unlike"].between(0, 1).all()
-        assert table[list(STUDY_LABELS)].sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-5)
-        model.unlike.limit.fill_(-60)
-        assert unlike_images(predict_table("study", config, model, images, folder)) == images["image_id"].tolist()
-        model.unlike.limit.fill_(60)
-        assert unlike_images(predict_table("study", config, model, images, folder)) == []
+    common = {"training.epochs": 1, "size": 64, "infer_size": 96, "typical_images": 6, "none": 0.5}
+    preset = override(DEMO, {f"study.{key}": value for key, value in {**common, **changes}.items()})
+    path = train_stage.fit("study", preset, images, folder, None, tmp_path)
+    _, config, model = checkpoints.load(path)
+    assert model.unlike.limit < 1  # at most 2, the cosine distance of opposites
+    assert model.unlike.references.float().norm(dim=1).numpy() == pytest.approx(1, abs=1e-2)
+    table = predict_table("study", config, model, images, folder)
+    assert table.columns.tolist() == ["image_id", "study_id", *STUDY_LABELS, "none", "unlike"]
+    assert table["unlike"].between(0, 1).all()
+    assert table[list(STUDY_LABELS)].sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-5)
+    for limit, found in [(-60, images["image_id"].tolist()), (60, [])]:
+        model.unlike.limit.fill_(limit)
+        assert unlike_images(predict_table("study", config, model, images, folder)) == found
     assert unlike_images(table.drop(columns="unlike")) == []
 
 

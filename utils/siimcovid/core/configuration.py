@@ -307,7 +307,7 @@ class StudyConfig:
     hflip_tta: bool = False  # predictions are the mean over an image and its mirror image
     frozen: bool = True
     views: CountOrNone = 0  # of each image, whose features are computed once (frozen only); 0: in every epoch
-    typical_images: CountOrNone = 0  # of training, by which an image unlike them is found; 0 finds none
+    typical_images: CountOrNone = 0  # of training, kept to find an image unlike them; 0 finds none
 
     def check_values(self, prefix: str = "") -> None:
         """Raise InputError where values do not fit each other; `prefix` stands before their names."""

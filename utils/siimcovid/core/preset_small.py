@@ -189,6 +189,7 @@ SMALL = Preset(
         none=0.25,
         hflip_tta=True,
         frozen=False,
+        typical_images=512,
     ),
 )
 

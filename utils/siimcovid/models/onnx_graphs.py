@@ -36,14 +36,14 @@ class Graph:
 
 
 class StudyLogits(nn.Module):
-    """(B, 1, S, S) uint8 -> the logits of Study.predict."""
+    """(B, 1, S, S) uint8 -> the parts of the logits of Study.predict."""
 
     def __init__(self, model: "Study"):
         super().__init__()
         self.model = model
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model.head(self.model.features(images))
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return self.model.outputs(images)
 
 
 class YoloCandidates(nn.Module):
@@ -117,7 +117,7 @@ def predict(stage: str, model: nn.Module, run: Run, images: Tensor) -> Tensor | 
     """What the stage's `model.predict(images)` gives, with `run(name, input)` for the graphs."""
     side = images.shape[-1]
     if stage == "study":
-        return run("network", images)[0]
+        return torch.cat(run("network", images), dim=1)
     if stage == "yolo":
         return model.suppress(run("network", images)[0], side)
     detections = _rcnn(model, run, images) if stage == "rcnn" else _retinanet(model, run, images)

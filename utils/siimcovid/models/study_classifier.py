@@ -50,7 +50,7 @@ class Study(nn.Module):
                 nn.init.xavier_uniform_(layer.weight)  # report, section 3.4
                 nn.init.zeros_(layer.bias)
         self.mask_head = build_mask_head(self.backbone.channels[MASK_STAGE]) if config.mask else None
-        self.unlike = UnlikeTraining(width) if config.typical_images else None
+        self.unlike = UnlikeTraining(self.backbone.channels, config.typical_images) if config.typical_images else None
         if self.frozen:
             self.backbone.requires_grad_(False)
 
@@ -101,13 +101,17 @@ class Study(nn.Module):
         total = len(study_labels) if weight is None else weight[study_labels].sum()
         return (missing**self.config.focal * each).sum() / total
 
+    def outputs(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(B, 1, S, S) uint8 -> the parts of what `predict` gives, each (B, n)."""
+        maps = self.backbone(normalise(images))
+        logits = self.head(maps[-1].mean(dim=(2, 3)))
+        return (logits,) if self.unlike is None else (logits, self.unlike(maps)[:, None])
+
     @torch.inference_mode()
     def predict(self, images: Tensor) -> Tensor:
         """(B, 1, S, S) uint8 -> (B, 4) logits in the order of STUDY_LABELS; behind them, where the configuration has
         them, those of `none` and of being unlike the training images."""
-        features = self.features(images)
-        logits = self.head(features)
-        return logits if self.unlike is None else torch.cat([logits, self.unlike(features)[:, None].to(logits)], dim=1)
+        return torch.cat(self.outputs(images), dim=1)
 
 
 def probabilities(logits: Tensor) -> Tensor:

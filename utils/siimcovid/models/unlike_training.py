@@ -1,8 +1,9 @@
 """Is an image unlike what the study model learnt from: a CT slice, a hand, a photograph, an all-black image?
 
-A model answers for whatever it is shown. Its pooled features say how far an image lies from the training images:
-the Mahalanobis distance (Lee et al. 2018, arXiv:1807.03888) by the covariance of their features, shrunk towards a ball
-(Ledoit and Wolf 2004) since there may be fewer images than features.
+A model answers for whatever it is shown. How far an image lies from the training images is told by the study model's
+own maps: the mean cosine distance to the nearest of a sample of them (a deep nearest neighbour, Sun et al. 2022,
+arXiv:2204.06507). An image is described by its pooled features, which say what it shows, and by the map at stride 16
+averaged over a coarse grid, which says where: docs/training.md has what was measured.
 
 `fit` measures the training images once, when training is over; its numbers are tensors of the study model's checkpoint,
 so they go wherever that goes, and are verified with it.
@@ -10,19 +11,25 @@ so they go wherever that goes, and are verified with it.
 
 import numpy as np
 import torch
-from sklearn.covariance import ledoit_wolf_shrinkage
 from torch import Tensor, nn
+from torch.nn import functional
 
-#: Directions of the features in which the distance has a width of its own; the others share one.
-DIRECTIONS = 64
+#: Place among a backbone's maps of the one that is averaged over a grid: stride 16.
+GRID_STAGE = 3
 
-#: Share of the training images, judged by the statistics of others, that lie beyond the limit.
+#: The grid: bands from top to bottom, and columns. Left and right count as one, so an image and its mirror image agree.
+BANDS, COLUMNS = 3, 2
+
+#: Nearest training images whose mean distance counts.
+NEAREST = 10
+
+#: Share of the training images, judged by others, that lie beyond the limit.
 BEYOND = 0.003
 
 #: Parts that the training images are cut into, to judge each by the others.
 PARTS = 5
 
-#: Squared distances and variances below it count as it, so that nothing is divided by 0.
+#: Distances below it count as it, so that its logarithm is finite.
 LEAST = 1e-6
 
 #: What is said of an image whose output is above UNLIKE.
@@ -31,55 +38,76 @@ SENTENCE = "It is unlike the images that the study model learnt from: perhaps no
 
 
 class UnlikeTraining(nn.Module):
-    """(B, C) features -> (B,) logarithm of the squared distance over its limit: above 0 an image is unlike training.
+    """A backbone's maps -> (B,) logarithm of the distance over its limit: above 0 an image is unlike training.
 
-    Before `load` it is far below 0 for every image.
+    Before `fit` it is far below 0 for every image.
+
+    Args:
+        channels: of each of the backbone's maps.
+        count: training images that are kept as references, at most.
     """
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: list[int], count: int):
         super().__init__()
-        self.register_buffer("mean", torch.zeros(channels))
-        self.register_buffer("directions", torch.zeros(DIRECTIONS, channels))  # of length 1, or 0 where there are fewer
-        self.register_buffer("weights", torch.zeros(DIRECTIONS))  # of a squared step along each, beside `rest`
-        self.register_buffer("rest", torch.ones(()))  # of a squared step along any
-        self.register_buffer("limit", torch.full((), 60.0))  # logarithm of the squared distance
+        width = channels[-1] + channels[GRID_STAGE] * BANDS * COLUMNS
+        # of length 1, in half precision for a small file; rows of 0 where there were fewer images
+        self.register_buffer("references", torch.zeros((count, width), dtype=torch.float16))
+        self.register_buffer("limit", torch.full((), 60.0))  # logarithm of the distance
 
-    def forward(self, features: Tensor) -> Tensor:
-        return self.squared_distance(features).clamp(min=LEAST).log() - self.limit
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        return self.beyond_limit(describe(maps))
 
-    def squared_distance(self, features: Tensor) -> Tensor:
-        """(B, C) features -> (B,) squared distance from the training images' mean."""
-        away = features.float() - self.mean
-        along = away @ self.directions.T
-        return self.rest * away.square().sum(dim=1) + (along.square() * self.weights).sum(dim=1)
+    def beyond_limit(self, descriptions: Tensor) -> Tensor:
+        """(B, D) of `describe` -> (B,) logarithm of the distance over its limit."""
+        return self.distance(descriptions).clamp(min=LEAST).log() - self.limit
 
-    def fit(self, features: np.ndarray) -> None:
-        """Take over the statistics of (n, C) features of training images, n at least 2.
+    def distance(self, descriptions: Tensor) -> Tensor:
+        """(B, D) of `describe` -> (B,) mean cosine distance to the NEAREST references, 0 to 2."""
+        with torch.autocast(descriptions.device.type, enabled=False):  # half precision is coarser than the distances
+            likeness = descriptions @ self.references.float().T
+            return 1 - likeness.topk(min(NEAREST, len(self.references)), dim=1).values.mean(dim=1)
 
-        The limit is the squared distance that BEYOND of them exceed where each is judged by the statistics of the
-        others, in PARTS: by its own the model would take every image for more typical than the next.
+    def fit(self, descriptions: Tensor) -> None:
+        """Take over (n, D) descriptions of training images, n from 2 to `count`.
+
+        The limit is the distance that BEYOND of them exceed where each is judged by the others, in PARTS: its own
+        nearest neighbour is an image itself.
         """
-        n, order = len(features), np.random.default_rng(0).permutation(len(features))
-        judged = []
-        for part in np.array_split(order, min(PARTS, n)):
-            self._describe(np.delete(features, part, axis=0))
-            judged.append(self.squared_distance(torch.from_numpy(features[part]).to(self.mean)).cpu().numpy())
-        self._describe(features)
+        n, judged = len(descriptions), []
+        descriptions = descriptions.to(self.limit)
+        for part in np.array_split(np.random.default_rng(0).permutation(n), min(PARTS, n)):
+            self._keep(descriptions[np.delete(np.arange(n), part)])
+            judged.append(self.distance(descriptions[part]).cpu().numpy())
+        self._keep(descriptions)
         limit = np.quantile(np.concatenate(judged), 1 - BEYOND, method="higher")
         self.limit.fill_(float(np.log(max(limit, LEAST))))
 
-    def _describe(self, features: np.ndarray) -> None:
-        """Mean, directions and weights of (n, C) features."""
-        n, channels = features.shape
-        mean = features.mean(axis=0, dtype=np.float64)
-        away = features - mean
-        shrinkage, ball = ledoit_wolf_shrinkage(away, assume_centered=True), np.square(away).mean()
-        _, lengths, directions = np.linalg.svd(away, full_matrices=False)
-        count = min(DIRECTIONS, len(lengths))
-        variances = (1 - shrinkage) * np.square(lengths[:count]) / n + shrinkage * ball
-        others = (channels * ball - variances.sum()) / (channels - count) if channels > count else variances.min()
-        rest = 1 / max(others, LEAST)
-        self.mean.copy_(torch.from_numpy(mean))
-        self.rest.fill_(rest)
-        self.directions.zero_()[:count] = torch.from_numpy(directions[:count])
-        self.weights.zero_()[:count] = torch.from_numpy(1 / np.maximum(variances, LEAST) - rest)
+    def _keep(self, descriptions: Tensor) -> None:
+        self.references.zero_()[: len(descriptions)] = descriptions.half()
+
+
+def describe(maps: list[Tensor]) -> Tensor:
+    """A backbone's maps [(B, C, h, w)] -> (B, D) float32 of length 1, half of it (squared) from each of two parts.
+
+    The pooled features enter by their square roots: else the few strong channels, which tell the study labels apart,
+    are all that counts.
+    """
+    pooled, fine = maps[-1].float().mean(dim=(2, 3)), maps[GRID_STAGE].float()
+    with torch.autocast(fine.device.type, enabled=False):
+        grid = bands(fine.shape[-2]).to(fine) @ fine @ mirrored_columns(fine.shape[-1]).to(fine).T
+    parts = pooled.sign() * pooled.abs().sqrt(), grid.flatten(1)
+    return torch.cat([functional.normalize(part, dim=1) for part in parts], dim=1) / len(parts) ** 0.5
+
+
+def bands(side: int) -> Tensor:
+    """(BANDS, side) weights of the mean over each band of `side` rows, adding up to 1; bands may share a row."""
+    weights = np.zeros((BANDS, side), np.float32)
+    for band in range(BANDS):
+        weights[band, band * side // BANDS : -(-(band + 1) * side // BANDS)] = 1
+    return torch.from_numpy(weights / weights.sum(axis=1, keepdims=True))
+
+
+def mirrored_columns(side: int) -> Tensor:
+    """(COLUMNS, side) weights of the mean over the middle, and over the left and right together."""
+    left, middle, right = bands(side)
+    return torch.stack([middle, (left + right) / 2])

@@ -30,7 +30,8 @@ from siimcovid.evaluation.prediction_scores import opacity_score
 from siimcovid.inference import choose_ensemble
 from siimcovid.inference.predictor import predict_table, study_probabilities
 from siimcovid.models import checkpoints, initial_weights
-from siimcovid.models.backbone import for_inference
+from siimcovid.models.backbone import for_inference, normalise
+from siimcovid.models.unlike_training import describe
 from siimcovid.training.frozen_features import FeatureCache, FrozenFeatures
 from siimcovid.training.training_identity import Identity, is_finished, stage_identity
 from siimcovid.training.training_loop import print_warning, train
@@ -102,28 +103,23 @@ def fit(
         resume_from=resume_from,
         facts=facts,
         warn=warn,
-        complete=lambda finished: learn_typical(stage, config, finished, samples, dataset),
+        complete=lambda finished: learn_typical(stage, config, finished, samples),
     )
 
 
-def learn_typical(stage: str, config: Any, model: nn.Module, samples: ImageDataset, dataset: Dataset) -> None:
-    """Show a trained study model as many of its training images as `typical_images` says, see unlike_training.py.
-
-    dataset: what it was trained on: FrozenFeatures hold the features of the images as they are already.
-    """
+def learn_typical(stage: str, config: Any, model: nn.Module, samples: ImageDataset) -> None:
+    """Show a trained study model as many of its training images as `typical_images` says, see unlike_training.py."""
     if stage != "study" or not config.typical_images or len(samples) < 2:
         return
     order = np.random.default_rng(samples.seed).permutation(len(samples))
     chosen = np.sort(order[: config.typical_images])
-    if isinstance(dataset, FrozenFeatures) and config.size == config.infer_size and not config.augment.crop:
-        model.unlike.fit(dataset.table[0][chosen].numpy())
-        return
     plain, network, rows = samples.without_augmentation(config.infer_size), for_inference(model), []
+    device = next(network.parameters()).device
     with torch.inference_mode():
         for batch in loader(Subset(plain, chosen.tolist()), config.infer_batch):
-            images = centre_crop(batch["images"].to(next(network.parameters()).device), config.augment.crop)
-            rows.append(network.features(images).float().cpu())
-    model.unlike.fit(torch.cat(rows).numpy())
+            images = centre_crop(batch["images"].to(device), config.augment.crop)
+            rows.append(describe(network.backbone(normalise(images))))
+    model.unlike.fit(torch.cat(rows))
 
 
 def split_images(
