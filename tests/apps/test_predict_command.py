@@ -209,6 +209,24 @@ def test_the_competitions_file(images, weights, tmp_path):
     assert rows["dicom3_image"].count("opacity") == 0
 
 
+def test_the_boxes_of_smaller_copies_are_in_the_originals_pixels(images, weights, tmp_path):
+    """Twice the columns, three times the rows: so many times x and y; an image that the table lacks keeps its own."""
+    sample, sizes = tmp_path / "sample_submission.csv", tmp_path / "sizes.csv"
+    sample.write_text("id,PredictionString\ndicom0_image,none 1 0 0 1 1\ndicom1_image,none 1 0 0 1 1\n")
+    boxes = {}
+    for name, more in (("own", []), ("original", ["--sizes", str(sizes)])):
+        out = tmp_path / name
+        arguments = [str(images), "--weights", str(weights), "--out", str(out), "--submission", str(sample)]
+        assert main(["predict", *arguments, *more]) == 0
+        rows = pd.read_csv(out / "submission.csv").set_index("id")["PredictionString"]
+        boxes[name] = {k: np.array(rows[k].split()).reshape(-1, 6)[1:, 2:].astype(float) for k in rows.index}
+        table = pd.read_csv(out / "predictions.csv").set_index("image_id").loc["dicom0"]
+        sizes.write_text(f"image_id,rows,columns\ndicom0,{3 * table['rows']},{2 * table['columns']}\n")
+    assert len(boxes["own"]["dicom0_image"]) > 0
+    assert boxes["original"]["dicom0_image"] == pytest.approx(boxes["own"]["dicom0_image"] * (2, 3, 2, 3), abs=0.05)
+    assert (boxes["original"]["dicom1_image"] == boxes["own"]["dicom1_image"]).all()
+
+
 def test_all_members_of_a_fold_ensemble_are_used(images, weights, tmp_path):
     folder = tmp_path / "weights"
     shutil.copytree(weights, folder)
@@ -243,6 +261,7 @@ def predicted_models(model: trained_model.TrainedModel, image: Path, out: Path) 
         (["{images}", "--out", "{images}/notes.txt/deeper"], "notes.txt is a file; name a folder for --out"),
         (["{images}", "--weights", "{images}"], "is no folder of weights"),
         (["{images}", "--submission", "{images}/absent.csv"], "absent.csv is no file; give the competition's"),
+        (["{images}", "--sizes", "{images}/absent.csv"], "absent.csv is no file; give a CSV of image_id, rows"),
     ],
 )
 def test_bad_input_is_one_sentence(images, weights, tmp_path, capsys, arguments, words):

@@ -75,7 +75,7 @@ def validate(submission: Path, sample: Path, sizes: Path | None = None) -> Verdi
     Raises InputError where a file cannot be read, or where `sample` or `sizes` is not what it should be.
     """
     header, sample_lines = _read_sample(sample)
-    size_of = _read_sizes(sizes) if sizes else {}
+    size_of = read_sizes(sizes) if sizes else {}
     text = _read(submission)
     verdict, first_line = Verdict(), {}
     if not text.strip():
@@ -139,7 +139,7 @@ def _read_sample(path: Path) -> tuple[list[str], dict[str, int]]:
     return rows[0], lines
 
 
-def _read_sizes(path: Path) -> dict[str, tuple[float, float]]:
+def read_sizes(path: Path) -> dict[str, tuple[float, float]]:
     """Image id -> (rows, columns); images of unknown size (0) are left out."""
     table = csv.DictReader(_read(path).removeprefix("\ufeff").splitlines())
     names = table.fieldnames or []

@@ -30,6 +30,7 @@ from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.data import image_cache, image_files
 from siimcovid.data.image_files import ImageFile
 from siimcovid.evaluation.submission_csv import COMPETITION_PRIORS, IMAGE, STUDY, read_table, write_submission
+from siimcovid.evaluation.submission_validator import read_sizes
 from siimcovid.inference.ensemble import combine
 from siimcovid.inference.model_outputs import ModelOutputs
 from siimcovid.inference.predict_files import PART, FilePredictions
@@ -115,12 +116,20 @@ def write_pictures(
 
 
 def write_competition_submission(
-    found: FilePredictions, images: Sequence[ImageFile], model: TrainedModel, sample: Path, path: Path
+    found: FilePredictions,
+    images: Sequence[ImageFile],
+    model: TrainedModel,
+    sample: Path,
+    path: Path,
+    sizes: Path | None = None,
 ) -> list[str]:
     """Write the competition's file for the ids of a sample submission; returns the ids without an image.
 
     An image's id is its file's name without ending; its study is the folder with a name that the sample lists as a
     study, else its StudyInstanceUID. Ids without an image get the frequencies of the competition's train set.
+
+    sizes: a table of the originals' rows and columns (submission_validator.py), in whose pixels the boxes are where the
+    images are smaller copies; an image that it lacks keeps its own.
     """
     table = read_table(sample, ("id", "PredictionString"))
     studies = {name.removesuffix(STUDY) for name in table["id"] if name.endswith(STUDY)}
@@ -135,6 +144,10 @@ def write_competition_submission(
     index = found.index[found.index["image_id"].isin(names)].copy()
     index["image_id"] = index["image_id"].map(names)
     index["study_id"] = index["image_id"].map(study_of).where(lambda study: study != "", index["study_id"])
+    size_of = read_sizes(sizes) if sizes else {}
+    for axis, column in enumerate(("rows", "columns")):
+        original = index["image_id"].map({name: size[axis] for name, size in size_of.items()})
+        index[column] = original.fillna(index[column]).astype(int)
     renamed = _renamed(found.outputs, names, index)
     prediction = combine(renamed, model.preset)
     study_probs = prediction.study_probs

@@ -34,6 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--submission", type=Path, metavar="SAMPLE", help="also write the competition's file for these ids"
     )
+    parser.add_argument(
+        "--sizes",
+        type=Path,
+        metavar="CSV",
+        help="image_id, rows, columns of the originals: the submission's boxes are in their pixels",
+    )
     words = parser.add_mutually_exclusive_group()
     words.add_argument("-q", "--quiet", action="store_true", help="no progress, and only what is wrong")
     words.add_argument("-v", "--verbose", action="store_true", help="where reading fails, for each unreadable file")
@@ -77,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     wrong = _of_failures(found.failures, args.out)
     if args.submission:
         path = args.out / "submission.csv"
-        absent = write_predictions.write_competition_submission(found, images, model, args.submission, path)
+        absent = write_predictions.write_competition_submission(found, images, model, args.submission, path, args.sizes)
         (wrong if absent else said).append(
             f"{path}" + (f": {len(absent):,} ids have no image and get the train set's frequencies" if absent else "")
         )
@@ -135,3 +141,5 @@ def _check_places(args: argparse.Namespace) -> None:
             raise InputError(f"{place} is a file; name a folder for --out")
     if args.submission and not args.submission.is_file():
         raise InputError(f"{args.submission} is no file; give the competition's sample_submission.csv to --submission")
+    if args.sizes and not args.sizes.is_file():
+        raise InputError(f"{args.sizes} is no file; give a CSV of image_id, rows, columns to --sizes")
