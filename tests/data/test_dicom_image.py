@@ -271,3 +271,14 @@ def test_real_files(real):
             assert image.shape == (10, 10)
         else:
             np.testing.assert_array_equal(image, plain_chain(path), err_msg=path.name)
+
+
+def test_identifiers_that_are_no_uids_are_no_news_in_any_thread():
+    """The competition's are hashes; what one thread silences, another must not bring back."""
+    script = (
+        "from siimcovid.data import dicom_image\n"
+        "from pydicom import DataElement, config\n"
+        "DataElement(0x0020000D, 'UI', '215d5a459a13', config.WARN)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr == ""

@@ -89,6 +89,10 @@ def _open(path: Path | str, notices: list[str]) -> Dataset:
     return dataset
 
 
+# Threads read files side by side, and one that leaves `catch_warnings` takes away what another has set there.
+warnings.filterwarnings("ignore", message="Invalid value for VR", category=UserWarning)
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence pydicom for one read: the competition's UIDs and dates are hashes, each of them worth a warning."""
