@@ -22,7 +22,7 @@ from siimcovid.models.checkpoints import build_model
 from siimcovid.training import training_loop
 from siimcovid.training.epoch_log import clock_time, short
 from siimcovid.training.learning_rate import learning_rate_factor
-from siimcovid.training.optimizer import make_optimizer
+from siimcovid.training.optimizer import make_average, make_optimizer
 from siimcovid.training.training_loop import NotFiniteError, train
 
 CONFIG = replace(
@@ -406,3 +406,18 @@ def test_what_stands_on_a_backbone_learns_at_a_rate_of_its_own():
     assert len(rate_of) == len(list(model.parameters()))
     without = Line()  # nothing is pretrained, so nothing is slower than the rest
     assert {group["lr"] for group in make_optimizer(without, training).param_groups} == {1e-4}
+
+
+def test_a_short_average_forgets_where_it_began():
+    """A weight that is 0 at first and 1 from then on: after n updates prod (1 - 9 / (10 + k)) of the 0 is left."""
+    model = nn.Linear(1, 1, bias=False)
+    averaged = make_average(model, replace(CONFIG.training, ema=0.99), torch.device("cpu"))
+    with torch.no_grad():
+        model.weight.zero_()
+        averaged.update_parameters(model)  # the first is a copy
+        model.weight.fill_(1.0)
+        for _ in range(20):
+            averaged.update_parameters(model)
+    left = math.prod(min(0.99, (1 + n) / (10 + n)) for n in range(1, 21))
+    assert averaged.module.weight.item() == pytest.approx(1 - left, rel=1e-5)
+    assert left < 1e-3 < 0.99**20

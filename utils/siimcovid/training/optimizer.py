@@ -1,7 +1,9 @@
 """The optimizer of a stage, and the averaged copy of its weights."""
 
+from collections.abc import Sequence
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from siimcovid.core.configuration import Training
@@ -36,8 +38,16 @@ def make_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimize
 
 
 def make_average(model: nn.Module, training: Training, device: torch.device) -> AveragedModel | None:
-    """An exponential moving average of the weights and running statistics; None where `training.ema` is 0."""
+    """An exponential moving average of the weights and running statistics; None where `training.ema` is 0.
+
+    The decay rises to `ema` as (1 + n) / (10 + n) over the updates n, as TensorFlow's moving average does with their
+    number: a short training would else end with a good share of the weights that it began with.
+    """
     if not training.ema:
         return None
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(training.ema), use_buffers=True)
-    return averaged.to(device)
+
+    def update(averaged: Sequence[Tensor], current: Sequence[Tensor], number: Tensor | int) -> None:
+        count = int(number)
+        get_ema_multi_avg_fn(min(training.ema, (1 + count) / (10 + count)))(averaged, current, number)
+
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True).to(device)
