@@ -16,7 +16,8 @@ def contend(path: Path) -> None:
     """Do a job and write what came of it."""
     job = read_job(path)
     module = importlib.import_module(f"siimcovid.apps.benchmarks.peers.{CONTENDERS[job.name].module}")
-    torch = importlib.import_module("torch")  # not before a wrong name has been refused
+    import torch  # not before a wrong name has been refused
+
     torch.set_num_threads(job.threads)
     torch.manual_seed(job.seed)
     write_outcome(job, *module.contend(job, *job.images()))
