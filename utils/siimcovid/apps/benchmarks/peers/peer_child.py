@@ -7,8 +7,6 @@ import importlib
 import sys
 from pathlib import Path
 
-import torch
-
 from siimcovid.apps.benchmarks.peers import CONTENDERS
 from siimcovid.apps.benchmarks.peers.peer_job import read_job, write_outcome
 from siimcovid.training.job_child import end_with_parent
@@ -17,9 +15,11 @@ from siimcovid.training.job_child import end_with_parent
 def contend(path: Path) -> None:
     """Do a job and write what came of it."""
     job = read_job(path)
+    module = importlib.import_module(f"siimcovid.apps.benchmarks.peers.{CONTENDERS[job.name].module}")
+    import torch  # not before a wrong name has been refused
+
     torch.set_num_threads(job.threads)
     torch.manual_seed(job.seed)
-    module = importlib.import_module(f"siimcovid.apps.benchmarks.peers.{CONTENDERS[job.name].module}")
     write_outcome(job, *module.contend(job, *job.images()))
 
 

@@ -2,9 +2,9 @@
 
 In: our index and cache. Out: images/, labels/ and data.yaml as yolov5 reads them, its run folder, and its detections.
 Its settings are its defaults (`hyp.scratch-low.yaml`, batch 16, images in memory), with three changes in its favour or
-for the clock: its epochs are short (training_budget.py), its warm-up is at most a tenth of the training, and the only
-validation is the last epoch's, on eight train images, which is not counted. Its process needs `numpy.trapz`, which
-numpy 2.4 has dropped, and a font file, which it would download. What it unpickles is what it has written itself.
+for the clock: its epochs are short (training_budget.py), its warm-up is at most a tenth of the training, and what it
+validates on after each of them is eight train images (without validation it fails). Its process needs `numpy.trapz`,
+which numpy 2.4 has dropped, and a font file, which it would download. What it unpickles is what it has written itself.
 """
 
 import contextlib
@@ -121,7 +121,7 @@ def run_trainer(
         epochs=planned.parts,
         batch_size=BATCH,
         imgsz=SIDE,
-        noval=True,
+        patience=0,  # never stops early
         nosave=True,
         noplots=True,
         cache="ram",
