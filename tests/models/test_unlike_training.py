@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from siimcovid.models.unlike_training import BANDS, NEAREST, UnlikeTraining, bands, describe, mirrored_columns
+from siimcovid.models.unlike_training import BANDS, MARGIN, NEAREST, UnlikeTraining, bands, describe, mirrored_columns
 
 CHANNELS = [2, 2, 2, 3, 8]
 
@@ -42,7 +42,7 @@ def test_an_images_own_reference_does_not_set_the_limit():
     model = model_of(25)
     known = torch.eye(model.references.shape[1])[:25]
     model.fit(known)
-    assert model.limit.exp().item() == pytest.approx(1)
+    assert model.limit.exp().item() == pytest.approx(MARGIN)
     assert model.distance(known).numpy() == pytest.approx(1 - 1 / NEAREST, abs=1e-6)
 
 
