@@ -1,6 +1,6 @@
 """Faster R-CNN MobileNetV3-Large 320 FPN, trained as torchvision's detection references say.
 
-The settings are those of its README and train.py: SGD of momentum .9 and weight decay 1e-4, a learning rate of .01 for
+The settings are those of its README and script: SGD of momentum .9 and weight decay 1e-4, a learning rate of .01 for
 eight processes of two images, in proportion to the batch; in the first epoch a linear warm-up from a thousandth over at
 most 1,000 steps (and a tenth of the training, which may be shorter than an epoch here); a tenth of the rate after 16
 and again after 22 of 26 epochs; horizontal flips. No weights come with the package, so all start at random, with batch
