@@ -130,7 +130,7 @@ def spoil(folder: Path, how: str) -> None:
         ("nan", r"yolo\.safetensors: the weights .* not finite; train stage yolo again"),
         (
             "none",
-            r"holds no trained model .rcnn\.safetensors, yolo\.safetensors, study\.safetensors.: name the weights/",
+            r"holds no trained model .yolo\.safetensors, rcnn\.safetensors, study\.safetensors.: name the weights/",
         ),
     ],
 )

@@ -372,7 +372,7 @@ def test_real_trainings_into_the_runs_weights(tmp_path, capsys):
     for stage in ("study", "yolo"):
         changes |= {f"{stage}.size": 64, f"{stage}.infer_size": 64, f"{stage}.training.epochs": 2}
         changes |= {f"{stage}.training.batch": 2, f"{stage}.training.nominal_batch": 2}
-    run = Run(Parameters(tmp_path, preset=load_preset("small", changes), mode="finetune"), TimeBudget(1.0))
+    run = Run(Parameters(tmp_path, preset=load_preset("demo", changes), mode="finetune"), TimeBudget(1.0))
     run.cache.mkdir(parents=True)
     _, images = eight_images(run.cache)
     images = index_table(images.assign(series_id="", in_sample=False, path="").to_dict("records"))
