@@ -1,10 +1,10 @@
-"""Covering: markers and borders go, the lungs and the boxes stay; at random it hides as much as it should."""
+"""Covering: markers and borders go, the lungs stay; no trace says where they were."""
 
 import cv2
 import numpy as np
 import pytest
 
-from siimcovid.data.covering import BORDER, CORNER, SEAM, cover, markers, random_cover
+from siimcovid.data.covering import cover, markers
 from support.painted_chest import chest
 
 #: Where the letter stands: rows, columns, as shares.
@@ -68,69 +68,3 @@ def test_what_is_no_marker_stays():
     found = np.argwhere(markers(image))
     assert found.min() >= 198  # rows and columns of the word alone
     assert len(found) > 100
-
-
-#: A box near the left border, and one near a corner.
-BOXES = np.array([[0.05, 0.4, 0.3, 0.7], [0.7, 0.86, 0.9, 0.96]], np.float32)
-
-NO_BOXES = np.zeros((0, 4), np.float32)
-
-
-def test_random_covers_differ_and_are_repeated():
-    image = marked(chest(128, 128))
-    covers = [random_cover(image, NO_BOXES, np.random.default_rng(seed)) for seed in range(20)]
-    again = random_cover(image, NO_BOXES, np.random.default_rng(7))
-    assert (again == covers[7]).all()
-    assert len({covered.tobytes() for covered in covers}) == 20
-    assert (image == marked(chest(128, 128))).all()
-
-
-@pytest.mark.parametrize("boxes", [NO_BOXES, BOXES], ids=["no_boxes", "boxes"])
-@pytest.mark.parametrize("shape", [(128, 128), (200, 120)])
-def test_a_random_cover_hides_the_marker_and_spares_boxes_and_lungs(shape, boxes):
-    image = marked(chest(*shape), border=0.01)
-    plain = image.copy()
-    part(plain, *LETTER)[:] = part(chest(*shape), *LETTER)
-    for seed in range(20):
-        covered = random_cover(image, boxes, np.random.default_rng(seed))
-        changed = covered != image
-        for x1, y1, x2, y2 in boxes:
-            assert not part(changed, (y1, y2), (x1, x2)).any()
-        middle = BORDER + 0.01, 1 - BORDER - 0.01
-        inner = CORNER + 2 * SEAM + 0.02, 1 - CORNER - 2 * SEAM - 0.02
-        inside = changed.copy()  # where neither a border nor the letter, in its seam, can be
-        part(inside, *[(low - 0.05, high + 0.05) for low, high in LETTER])[:] = False
-        assert not part(inside, middle, inner).any()
-        assert not part(inside, inner, middle).any()
-        other = random_cover(plain, boxes, np.random.default_rng(seed))
-        assert np.abs(covered.astype(float) - other).max() < 15  # nothing says that there was a letter
-
-
-def test_random_covers_vary_in_width_and_grey():
-    """Over many draws: how far each border reaches, how often a corner is covered, and by which greys."""
-    image, depths, corners, greys = np.full((200, 200), 128, np.uint8), [], [], []
-    for seed in range(100):
-        covered = random_cover(image, NO_BOXES, np.random.default_rng(seed))
-        if (covered == image).all():  # filled with what is around it
-            continue
-        changed = np.abs(covered.astype(int) - image) > 1
-        for turned in (np.rot90(changed, k) for k in range(4)):
-            depths.append(int(turned[100].argmin()))
-            corners.append(bool(turned[20, 20]))
-        greys.append(int(covered[0, 0]))
-    assert 35 < len(greys) < 65
-    assert max(depths) <= BORDER * 200 + 1
-    assert min(depths) <= 2
-    assert np.mean(depths) == pytest.approx(BORDER * 100, abs=2)
-    assert 0.02 < np.mean(corners) < 0.3
-    assert np.ptp(greys) > 200
-
-
-def test_no_notch_says_where_a_box_is():
-    """A border beside a box ends before it on its whole length."""
-    image = np.full((200, 200), 128, np.uint8)
-    for seed in range(20):
-        covered = random_cover(image, BOXES, np.random.default_rng(seed))
-        depth = [int((covered[row] == image[row]).argmax()) for row in range(30, 150, 10)]  # between the corners
-        assert len(set(depth)) == 1
-        assert depth[0] <= 0.05 * 200

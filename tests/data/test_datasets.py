@@ -109,7 +109,6 @@ CHANGES = {
     "mosaic": Augment(mosaic=1.0),
     "clahe": Augment(clahe=1.0),
     "rectangles": Augment(rectangles=1.0, rectangle_count=3),
-    "cover": Augment(cover=1.0),
 }
 
 

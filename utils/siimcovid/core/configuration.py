@@ -1,8 +1,8 @@
 """What can be set: a preset is a tree of these frozen dataclasses, each value with the range that it may have.
 
-presets.py and preset_best.py hold the numbers of the presets; overrides.py changes single values, checks types and
-ranges, and carries the tree through JSON, beside each checkpoint. What several values must fulfil together is in the
-methods `check_values`. This module imports no torch.
+presets.py, preset_small.py and preset_best.py hold the numbers of the presets; overrides.py changes single values,
+checks types and ranges, and carries the tree through JSON, beside each checkpoint. What several values must fulfil
+together is in the methods `check_values`. This module imports no torch.
 """
 
 import math
@@ -126,7 +126,6 @@ class Augment:
     rectangles: Probability = 0.0  # p of black rectangles
     rectangle_count: Annotated[int, Range(1, 64)] = 1  # so many of them
     rectangle_side: Annotated[float, Range(0, 1, above=True)] = 0.4  # of the image's side, at most
-    cover: Probability = 0.0  # p of covering markers, borders and corners, never a box
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
-"""Borders and burned-in markers of radiographs are covered: to measure what a model takes from them, and in training,
-so that it takes nothing.
+"""Borders and burned-in markers of radiographs are covered, to measure what a model takes from them.
 
 Hospitals burn in their own markers at their own place, and their borders differ (DeGrave, Janizek and Lee 2021; report,
-section 2.3). `cover` removes all of it, for evaluation/shortcut_check.py; `random_cover` some of it, for training.
+section 2.3). evaluation/shortcut_check.py predicts the covered images.
 """
 
 import numpy as np
@@ -18,9 +17,6 @@ STROKE, LONGEST = 0.018, 0.2
 #: Share of each axis, in the middle, where nothing counts as a marker: who places one keeps it off the lungs, and what
 #: is bright and small there is a vessel, a rib or the very opacity.
 MIDDLE = 0.5
-
-#: Longest sides of a corner that is covered in training, as a share.
-CORNER = 0.15
 
 #: A marker's grey: as a share of the brightest there is (the 99.9th percentile), and above what surrounds it, of 255.
 BRIGHT, CONTRAST = 0.8, 45
@@ -51,45 +47,8 @@ def cover(pixels: np.ndarray) -> np.ndarray:
     return _hide(pixels, hidden)
 
 
-def random_cover(pixels: np.ndarray, boxes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A copy of an image without its markers, and without borders and corners of random widths.
-
-    Each border is up to BORDER wide, and each corner, in half of the cases, up to CORNER by CORNER. They are filled in
-    half of the cases as in `cover`, else with one random grey: a model that was shown both finds nothing in either.
-    Boxes stay as they are; a border next to one is narrower on its whole length and a corner is left out, so that no
-    notch says where a box is.
-
-    Args:
-        pixels: uint8 (rows, columns).
-        boxes: (n, 4) xyxy fractions.
-        rng: of the widths and the grey.
-    """
-    rows, columns = pixels.shape
-    sides = np.array([columns, rows])
-    seam = _square(SEAM, max(rows, columns)).shape[0]  # the blending ends within so many pixels of what is hidden
-    spared = np.rint(boxes.reshape(-1, 2, 2) * sides + [[-seam], [seam]]).clip(0, sides).astype(int)  # (n, 2, 2)
-    marked, hidden = markers(pixels), np.zeros(pixels.shape, np.uint8)
-    for (x1, y1), (x2, y2) in spared:
-        marked[y1:y2, x1:x2] = 0
-    limit = (BORDER - 2 * SEAM) * sides
-    room = [np.vstack([limit, spared[:, 0]]).min(axis=0), np.vstack([limit, sides - spared[:, 1]]).min(axis=0)]
-    (left, top), (right, bottom) = np.rint(rng.random((2, 2)) * room).astype(int)
-    hidden[:top] = hidden[rows - bottom :] = 1
-    hidden[:, :left] = hidden[:, columns - right :] = 1
-    for corner in np.ndindex(2, 2):  # at the right, at the bottom
-        size, chosen = np.rint(rng.random(2) * CORNER * sides).astype(int), rng.random() < 0.5
-        start = np.array(corner) * (sides - size)
-        beside = ((spared[:, 0] >= start + size) | (spared[:, 1] <= start)).any(axis=1)
-        if chosen and beside.all():
-            hidden[start[1] : start[1] + size[1], start[0] : start[0] + size[0]] = 1
-    if rng.random() < 0.5:
-        return _hide(pixels, marked | hidden)
-    # letters of one grey could be read
-    return _hide(_hide(pixels, marked) if marked.any() else pixels, hidden, int(rng.integers(256)))
-
-
-def _hide(pixels: np.ndarray, hidden: np.ndarray, grey: int | None = None) -> np.ndarray:
-    """A copy of an image in which another one stands where `hidden` is 1, of one grey or, by default, as `cover` says.
+def _hide(pixels: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+    """A copy of an image in which what is around stands where `hidden` is 1, as `cover` says.
 
     Both are blended over the next 2 * SEAM; beyond, the image stays as it is.
     """
@@ -98,10 +57,7 @@ def _hide(pixels: np.ndarray, hidden: np.ndarray, grey: int | None = None) -> np
     share = cv2.blur(wide.astype(np.float32), seam.shape)  # falls to 0 two seams away from what is hidden
     share[hidden > 0] = 1  # not nearly: of what was there nothing may be left
     image = pixels.astype(np.float32)
-    if grey is None:
-        filling = _fill(image, 1 - wide.astype(np.float32) if not wide.all() else np.ones_like(image))
-    else:
-        filling = np.float32(grey)
+    filling = _fill(image, 1 - wide.astype(np.float32) if not wide.all() else np.ones_like(image))
     return np.rint(image * (1 - share) + filling * share).astype(np.uint8)
 
 

@@ -25,7 +25,6 @@ from siimcovid.core.device import gpu_count
 from siimcovid.core.labels import NIH_FINDINGS, STUDY_LABELS
 from siimcovid.core.processes import processors, sharing_processes
 from siimcovid.data.augmentation import build_transforms, random_rectangles
-from siimcovid.data.covering import random_cover
 from siimcovid.data.image_memory import ImageMemory, training_bytes
 from siimcovid.data.random_geometry import mosaic, move, random_flips, random_matrix
 from siimcovid.data.resize import centre_crop, crop_boxes
@@ -118,12 +117,6 @@ class ImageDataset(Dataset):
         whole = pixels.shape[0]
         return centre_crop(pixels, self.augment.crop), crop_boxes(boxes, whole, self.augment.crop)
 
-    def _shown(self, number: int, rng: np.random.Generator) -> np.ndarray:
-        """Image `number`, perhaps without markers, borders and corners: (S, S) uint8, not to be written to."""
-        if self.augment.cover and rng.random() < self.augment.cover:
-            return random_cover(self.image(number), self.boxes[number], rng)
-        return self.image(number)
-
     def _changed(self, number: int, mosaics: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """A random draw of all changes but mixup and crop: (S, S) uint8 and (n, 4) float32.
 
@@ -132,9 +125,9 @@ class ImageDataset(Dataset):
         a = self.augment
         if mosaics and rng.random() < mosaics:
             four = rng.permutation([number, *rng.integers(len(self), size=3)])
-            canvas, boxes = mosaic([self._shown(k, rng) for k in four], [self.boxes[k] for k in four], rng)
+            canvas, boxes = mosaic([self.image(k) for k in four], [self.boxes[k] for k in four], rng)
         else:
-            canvas, boxes = self._shown(number, rng), self.boxes[number] * self.size
+            canvas, boxes = self.image(number), self.boxes[number] * self.size
         pixels, boxes = move(canvas, boxes, random_matrix(a, len(canvas), self.size, rng), self.size)
         pixels, boxes = random_flips(pixels, boxes, a, rng)
         if self.transforms:

@@ -32,7 +32,7 @@ SIGNATURES = {b"\x89PNG\r\n\x1a\n": ".png", b"\xff\xd8\xff": ".jpg"}
 ENDINGS = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")
 
 #: What an archive or a damaged file may raise when a member is read.
-DAMAGE = (OSError, EOFError, RuntimeError, NotImplementedError, ValueError, zipfile.BadZipFile, zlib.error)
+DAMAGE = (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error)
 
 #: Seconds in which a file that could not be read is read once more to see where it fails.
 TRACEBACK_LIMIT = 60.0

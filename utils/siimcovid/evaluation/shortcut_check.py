@@ -6,7 +6,7 @@ it. `data.covering.cover` removes borders and markers from an image, and `compar
 After a large fall the score cannot be trusted on images of another hospital. A small one is no proof: what is not
 covered, as black letters on a white disc, a frame wider than covering.BORDER or the patient's position, may still be a
 shortcut; and part of a fall comes from covered images being unlike those of training, and from the chest within the
-margin. A model that was trained with Augment.cover knows such images, and has less to lose.
+margin.
 
 Out: shortcuts.json: {"studies": their number, "as they are", "covered" and "fall": {study label or "mean": average
 precision, null where no study has the study label}}.
