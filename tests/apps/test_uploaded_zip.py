@@ -2,6 +2,7 @@
 
 import io
 import json
+import mmap
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -17,8 +18,9 @@ from pydicom.uid import ExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 from siimcovid.apps.web.request_errors import RequestError
 from siimcovid.apps.web.result_files import MEDIA_TYPES, result_file
-from siimcovid.apps.web.uploaded_files import Limits, decode_upload, hold_upload
+from siimcovid.apps.web.uploaded_files import Limits, decode, decode_upload, hold_upload
 from siimcovid.core.labels import STUDY_LABELS
+from siimcovid.core.processes import run_apart
 from support.dicom_files import write
 from support.png_chunks import png
 
@@ -53,6 +55,15 @@ def read(*files: tuple[bytes, str], limits: Limits = LIMITS) -> tuple[list[int],
     with hold_upload([(io.BytesIO(data), name) for data, name in files], limits) as upload:
         pixels = [int(image[0, 0]) for image in decode_upload(upload, limits)]
         return pixels, [image.name for image in upload.images], upload.left_out
+
+
+def decode_beside_other_memory(job: tuple) -> np.ndarray | RequestError:
+    """As `decode`, in a process that holds more address space than an image may take, as a fork server with torch."""
+    held = mmap.mmap(-1, 2 * LIMITS.memory)
+    try:
+        return decode(job)
+    finally:
+        held.close()
 
 
 def without_pixels() -> bytes:
@@ -283,3 +294,15 @@ def test_result_without_study_model_or_detector():
     assert table[["none", "boxes", "model"]].isna().all(axis=None)
     table = pd.read_csv(io.StringIO(result_file("predictions.csv", boxes)))
     assert table[list(STUDY_LABELS)].isna().all(axis=None)
+
+
+def test_memory_is_counted_from_where_the_process_begins(tmp_path):
+    """What the fork server holds for others is no part of an image; what the image needs is limited all the same."""
+    path = tmp_path / "image.png"
+    path.write_bytes(png(np.full((1000, 1000), 7, np.uint8)))
+    small = replace(LIMITS, memory=1 << 10)
+    jobs = [(str(path), None, limits, "The image") for limits in (LIMITS, small)]
+    results = dict(run_apart(decode_beside_other_memory, jobs[:1], workers=1, limit=60))
+    assert results[jobs[0]][0, 0] == 7
+    ((_, refused),) = run_apart(decode_beside_other_memory, jobs[1:], workers=1, limit=60)
+    assert "more memory" in refused.message
