@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from siimcovid.core.labels import CLASSES
-from siimcovid.inference import choose_ensemble, fit_ensemble
-from siimcovid.kernel import stage_models, steps
+from siimcovid.core.labels import CLASSES, STUDY_LABELS
+from siimcovid.inference import choose_ensemble, fit_ensemble, predictor
+from siimcovid.kernel import earlier_sessions, stage_models, steps
 from siimcovid.kernel.run_plan import RunPlan
 from siimcovid.kernel.step_forecast import FIT_ENSEMBLE, Profile, StageProfile, forecast
 from siimcovid.models import weights_manifest
@@ -112,6 +112,27 @@ def test_every_member_predicts_its_own_fold(folders, tmp_path, spy):
     assert set(spy.outputs.predicted_ids) == {"rcnn", "yolo"}
     folds = [set(stage_models.held_out(run, name)["image_id"]) for name in ("rcnn", "rcnn.1")]
     assert not folds[0] & folds[1]
+
+
+def test_study_models_of_several_seeds_predict_the_same_fold(folders, tmp_path, spy):
+    """Each begins from a seed of its own, on the same images; what they say of an image is averaged."""
+    run = trained(folders, tmp_path, hold_out=True, study_models=2)
+    assert run.degraded == []
+    assert steps.fit_ensemble(run) is not None
+    seeds = {name: stage_models.identity(run, name)["seed"] for name in ("study", "study.1", "yolo")}
+    assert seeds == {"study": 0, "study.1": 1, "yolo": 0}
+    trained_on = {tuple(table["image_id"]) for table in spy.trained_on}
+    assert len(spy.trained_on) == 4
+    assert len(trained_on) == 1
+    study = spy.outputs.study_probs.set_index("image_id")
+    assert sorted(study.index) == sorted(spy.images["image_id"])
+    tables = [
+        predictor.predict_table("study", *run.models.loaded[name][:2], spy.images, run.cache)
+        for name in ("study", "study.1")
+    ]
+    mean = sum(table.set_index("image_id").loc[study.index, list(STUDY_LABELS)] for table in tables) / 2
+    pd.testing.assert_frame_equal(study[list(STUDY_LABELS)], mean, check_exact=False, rtol=1e-5)
+    assert earlier_sessions.trained_epochs(run) == {}  # the copied models are of no training of this run
 
 
 def test_without_time_or_own_models_the_presets_numbers_stay(folders, tmp_path, spy, monkeypatch):

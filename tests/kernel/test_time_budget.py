@@ -175,6 +175,25 @@ def test_the_dearest_for_the_least_goes_first():
     assert RunPlan.from_json(EVERYTHING.to_json()) == EVERYTHING
 
 
+def test_further_study_models_go_before_epochs():
+    two = replace(REQUESTED, study_models=2)
+    assert two.models(two.stages) == ["rcnn", "yolo", "study", "study.1"]
+    seconds, single = forecast(PROFILE, two), forecast(PROFILE, REQUESTED)
+    assert seconds["fit study.1"] == single["fit study"]
+    assert seconds["classify"] == 2 * single["classify"]
+    seen = [fit_plan(PROFILE, two, available) for available in range(3000, 100, -5)]
+    states = [(plan.hflip_tta, plan.study_models, plan.epochs == two.epochs) for plan in seen]
+    assert list(dict.fromkeys(states))[:3] == [(True, 2, True), (False, 2, True), (False, 1, True)]
+    assert dropped(two, fit_plan(PROFILE, two, 100))[1] == "study model: 1 of 2"
+    assert RunPlan.from_json(two.to_json()) == two
+    assert RunPlan.from_json({k: v for k, v in two.to_json().items() if k != "study_models"}).study_models == 1
+    begun = replace(two, study_models=1, members_at_start={"study": 2})
+    assert begun.models(["study"]) == ["study"]
+    of_folds = load_preset("small", {"members": 2})  # a fold ensemble has a study model of each fold
+    assert plan_of_preset(of_folds, ("yolo",), trained=True).models(["study"]) == ["study", "study.1"]
+    assert plan_of_preset(of_folds, ("yolo",), trained=True).study_models == 1
+
+
 def test_dropped_is_said():
     chosen = fit_plan(PROFILE, REQUESTED, 300)
     assert dropped(REQUESTED, chosen) == [

@@ -387,9 +387,11 @@ class Preset:
     late_fusion: LateFusionConfig = field(default_factory=LateFusionConfig)
     pseudo: PseudoLabelConfig = field(default_factory=PseudoLabelConfig)
     members: Count = 1  # models of each stage, a fold ensemble: each is trained without a fold of its own
+    study_models: Count = 1  # without a fold ensemble: so many on the same images, each from a seed of its own
     folds: Annotated[int, Range(2)] = 5
     fold: CountOrNone = 0  # held out where a stage validates, or all do by `hold_out`
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
+    repetition: CountOrNone = 0  # which of `study_models` is trained: added to the seed of its training
     duplicates: bool = True  # an image with several ids is trained on once, and never beside a fold that holds it out
     hold_out: bool = False  # no stage trains on the fold, where it has enough images to fit the ensemble on
     nih_cache_size: SideOrNone = 0  # cache_size for the images of NIH ChestX-ray14; 0: cache_size
@@ -399,6 +401,11 @@ class Preset:
     def stages(self) -> tuple[str, ...]:
         """The stages whose predictions make a submission."""
         return (*self.fusion.detectors, "study")
+
+    @property
+    def training_seed(self) -> int:
+        """Where the random numbers of a training begin; the folds depend on `seed` alone."""
+        return (self.seed + self.repetition) % 2**32
 
     def training_order(self, stages: Iterable[str]) -> tuple[str, ...]:
         """Stages in the order of their training: the study model first where a detector starts from its backbone."""

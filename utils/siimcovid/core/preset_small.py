@@ -68,6 +68,7 @@ SMALL = Preset(
         ),
         label_power=0.35,
     ),
+    study_models=2,
     hold_out=True,
     backbone=BackboneConfig(
         training=Training(
@@ -233,6 +234,7 @@ DEMO = replace(
         ),
         label_power=0.35,
     ),
+    study_models=1,
     hold_out=False,
     rcnn=replace(
         SMALL.rcnn,

@@ -79,7 +79,7 @@ def trained_epochs(run: Run) -> dict[str, int]:
         own = stage_models.own(run, name)
         for folder in (own.parent, *_places(run, name)):
             facts = weights_sources.facts_of(folder / own.name)
-            if not (folder / own.name).is_file() or not _same_settings(facts, run, stage):
+            if not (folder / own.name).is_file() or not _same_settings(facts, run, name):
                 continue
             done = run.plan.epochs[stage] if facts.get("finished") is True else len(facts.get("epochs") or ())
             epochs[name] = max(done, epochs.get(name, 0))
@@ -97,9 +97,9 @@ def finished_checkpoint(run: Run, stage: str) -> Path | None:
     return next((path for path in done if _same_settings(weights_sources.facts_of(path), run, stage)), None)
 
 
-def _same_settings(facts: Mapping[str, Any], run: Run, stage: str) -> bool:
+def _same_settings(facts: Mapping[str, Any], run: Run, name: str) -> bool:
     identity = facts.get("identity")
-    wanted = configuration_identity(stage, run.preset)
+    wanted = configuration_identity(stage_of(name), stage_models.preset_of(run, name))
     return isinstance(identity, dict) and not differences({key: identity.get(key) for key in wanted}, wanted)
 
 

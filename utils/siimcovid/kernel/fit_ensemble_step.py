@@ -70,10 +70,16 @@ def _held_out_by_all(run: Run) -> dict[int, pd.DataFrame]:
         return {}
     folds = {}
     for number in range(run.plan.members):
-        rows = [stage_models.held_out(run, member(s, number)) for s in run.plan.stages if member(s, number) in names]
+        rows = [stage_models.held_out(run, name) for name in _models_of_fold(run, number)]
         common = set.intersection(*(set(part["image_id"]) for part in rows)) if rows else set()
         folds[number] = rows[0][rows[0]["image_id"].isin(common)] if common else None
     return {number: rows for number, rows in folds.items() if rows is not None}
+
+
+def _models_of_fold(run: Run, number: int) -> list[str]:
+    """The models that a fold was held out from: a fold ensemble's members `number`, else all that the run has."""
+    names = run.plan.models(run.plan.stages)
+    return names if run.plan.members == 1 else [m for s in run.plan.stages if (m := member(s, number)) in names]
 
 
 def _choose(run: Run, folds: dict[int, pd.DataFrame]) -> "ChosenEnsemble | None":
@@ -99,7 +105,9 @@ def _choose(run: Run, folds: dict[int, pd.DataFrame]) -> "ChosenEnsemble | None"
 
 
 def _predict(run: Run, folds: dict[int, pd.DataFrame]) -> "ModelOutputs | None":
-    """What each model says of the images that it was not trained on, all members of a stage under the stage's name.
+    """What each model says of the images that it was not trained on, all models of a stage under the stage's name.
+
+    Of an image's several study models it is the mean.
 
     Images that a model cannot read are left out; None where the time did not suffice for all.
     """
@@ -112,8 +120,8 @@ def _predict(run: Run, folds: dict[int, pd.DataFrame]) -> "ModelOutputs | None":
     predicted: dict[str, list[str]] = {}
     for number, rows in folds.items():
         memory = ImageMemory(PREDICTION_BYTES)
-        for stage in run.plan.stages:
-            name = member(stage, number)
+        for name in _models_of_fold(run, number):
+            stage = stage_of(name)
             predict = partial(in_smaller_batches, run, FIT_ENSEMBLE, name, *stage_models.load(run, name))
             for hflip in (False, True) if stage in DETECTORS and run.plan.hflip_tta else (False,):
                 found = predict(hflip, None, rows, memory)
@@ -127,7 +135,8 @@ def _predict(run: Run, folds: dict[int, pd.DataFrame]) -> "ModelOutputs | None":
     joined = {model: pd.concat(parts, ignore_index=True) for model, parts in tables.items()}
     detections = pd.concat([table.assign(model=m) for m, table in joined.items() if stage_of(m) in DETECTORS])
     seen = {model: ids for model, ids in predicted.items() if stage_of(model) in DETECTORS}
-    return ModelOutputs(images, detections, seen, joined["study"]).of_images(every)
+    study = joined["study"].groupby(["image_id", "study_id"], sort=False).mean().reset_index()
+    return ModelOutputs(images, detections, seen, study).of_images(every)
 
 
 def _take_over(run: Run, chosen: "ChosenEnsemble") -> None:

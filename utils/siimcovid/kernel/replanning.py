@@ -113,7 +113,7 @@ class Planner:
     def lock(self, stage: str) -> None:
         """Keep a stage's settings from here on, and the number of its models: its training begins."""
         self.locked.add(stage)
-        self.plan = replace(self.plan, members_at_start={stage: self.plan.members, **self.plan.members_at_start})
+        self.plan = replace(self.plan, members_at_start={stage: self.plan.count(stage), **self.plan.members_at_start})
 
     def halve_batch(self, stage: str) -> None:
         """Train a stage with half the batch. Raises MemoryError where it is a single image already."""

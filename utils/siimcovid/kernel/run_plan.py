@@ -4,9 +4,9 @@ In: the preset, a Profile and the seconds that are left. Out: `RunPlan`, the pre
 thing that was dropped. This module imports no torch.
 
 What does not fit is dropped in this order: pseudo-labels, the mirrored images (test-time augmentation), the further
-members of a fold ensemble, training epochs down to a quarter, resolution to three quarters and to half of the side, and
-then the detectors but the first, the last one first. Where the training may go on in a later session, no more than
-pseudo-labels and the mirrored images are dropped.
+members of a fold ensemble or study models, training epochs down to a quarter, resolution to three quarters and to half
+of the side, and then the detectors but the first, the last one first. Where the training may go on in a later session,
+no more than pseudo-labels and the mirrored images are dropped.
 """
 
 import math
@@ -39,6 +39,7 @@ class RunPlan:
     scale: Mapping[str, float] = field(default_factory=dict)  # share of the side asked for; 1 where absent
     batch: Mapping[str, int] = field(default_factory=dict)  # training batch where memory was too small for the preset's
     members: int = 1  # models of each stage
+    study_models: int = 1  # models of the study stage, without a fold ensemble
     pseudo: int = 0  # epochs on pseudo-labels
     members_at_start: Mapping[str, int] = field(
         default_factory=dict
@@ -51,11 +52,14 @@ class RunPlan:
         """The stages that run, in the order of their training."""
         return ("study", *self.detectors) if self.from_study else (*self.detectors, "study")
 
+    def count(self, stage: str) -> int:
+        """Number of a stage's models."""
+        return max(self.members, self.study_models if stage == "study" else 1)
+
     def models(self, stages: Iterable[str]) -> list[str]:
-        """The members of stages: the first of each, then the second of each, and so on."""
-        return [
-            member(s, n) for n in range(self.members) for s in stages if n < self.members_at_start.get(s, self.members)
-        ]
+        """The models of stages: the first of each, then the second of each, and so on."""
+        counts = {stage: min(self.count(stage), self.members_at_start.get(stage, math.inf)) for stage in stages}
+        return [member(s, n) for n in range(max(map(self.count, counts), default=0)) for s in counts if n < counts[s]]
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -67,7 +71,7 @@ class RunPlan:
         try:
             parts = {key: {k: kind(v) for k, v in values[key].items()} for key, kind in PER_STAGE.items()}
             counts = {key: int(values[key]) for key in ("members", "pseudo")}
-            counts["jobs"] = max(1, int(values.get("jobs", 1)))  # a record of an earlier version has none
+            counts |= {key: max(1, int(values.get(key, 1))) for key in ("jobs", "study_models")}  # new in this version
             names = {key: tuple(map(str, values.get(key, ()))) for key in ("detectors", "from_study")}
             return cls(bool(values["hflip_tta"]), **names, **counts, **parts)
         except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
@@ -85,7 +89,13 @@ def plan_of_preset(preset: Preset, detectors: tuple[str, ...], trained: bool) ->
     pseudo = preset.pseudo.epochs if trained else 0
     from_study = tuple(name for name in detectors if trained and getattr(preset, name).study_backbone)
     return RunPlan(
-        preset.fusion.hflip_tta, detectors, epochs, members=preset.members, pseudo=pseudo, from_study=from_study
+        preset.fusion.hflip_tta,
+        detectors,
+        epochs,
+        members=preset.members,
+        study_models=preset.study_models if preset.members == 1 else 1,
+        pseudo=pseudo,
+        from_study=from_study,
     )
 
 
@@ -141,6 +151,8 @@ def _candidates(requested: RunPlan, pauses: bool) -> Iterator[RunPlan]:
         return
     for members in range(requested.members - 1, 0, -1):
         yield (plain := replace(plain, members=members))
+    for models in range(requested.study_models - 1, 0, -1):
+        yield (plain := replace(plain, study_models=models))
     for scale in (1.0, *SCALES):
         scaled = replace(plain, scale=dict.fromkeys(requested.stages, scale) if scale < 1 else {})
         yield from (_shortened(scaled, share) for share in EPOCH_SHARES)
@@ -158,8 +170,8 @@ def _shortened(plan: RunPlan, share: float) -> RunPlan:
 
 def apply_plan(preset: Preset, plan: RunPlan) -> Preset:
     """The preset as it will run."""
-    changes: dict[str, Any] = {"fusion.hflip_tta": plan.hflip_tta, "members": plan.members}
-    changes["pseudo.epochs"] = plan.pseudo
+    changes: dict[str, Any] = {key: getattr(plan, key) for key in ("members", "study_models")}
+    changes |= {"fusion.hflip_tta": plan.hflip_tta, "pseudo.epochs": plan.pseudo}
     for stage, epochs in plan.epochs.items():
         changes[f"{stage}.training.epochs"] = epochs
     for stage, batch in plan.batch.items():
@@ -178,6 +190,8 @@ def dropped(requested: RunPlan, chosen: RunPlan) -> list[str]:
         lines.append("pseudo-labels: the detectors do not train on test images")
     if requested.hflip_tta and not chosen.hflip_tta:
         lines.append("test-time augmentation: mirrored images are left out")
+    if (studies := len(chosen.models(["study"]))) < requested.study_models:
+        lines.append(f"study model: {studies} of {requested.study_models}")
     models = {len(chosen.models([s])) for s in chosen.stages}
     if min(models) < requested.members:
         lines.append(

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from siimcovid.core.configuration import Preset
-from siimcovid.core.stage_names import DETECTORS, member
+from siimcovid.core.stage_names import DETECTORS, stage_of
 from siimcovid.kernel import queue_forecast
 from siimcovid.kernel.gpu_throughput import Throughput
 from siimcovid.kernel.queue_forecast import GPU_GAIN
+from siimcovid.kernel.run_plan import plan_of_preset
 
 #: Images that pretraining runs on: all of NIH ChestX-ray14, and those of RSNA's 26,684 that have boxes.
 NIH_IMAGES, RSNA_IMAGES = 112_120, 6012
@@ -85,12 +86,11 @@ def preparation(what: str, begin: float, images: int, picture: bool = False) -> 
 def fold_jobs(preset: Preset, speed: Mapping[str, Throughput], images: int) -> list[Job]:
     """The trainings of all models of the fold ensemble, in the order in which a queue takes them."""
     jobs = []
-    for number in range(preset.members):
-        for stage in preset.stages:
-            config = getattr(preset, stage)
-            validates = config.training.validate
-            trained_on = images * (preset.folds - 1) / preset.folds if preset.members > 1 or validates else images
-            jobs.append(_job(member(stage, number), "the competition", config, speed[stage], trained_on, images))
+    for name in plan_of_preset(preset, preset.fusion.detectors, trained=True).models(preset.stages):
+        config = getattr(preset, stage := stage_of(name))
+        validates = config.training.validate
+        trained_on = images * (preset.folds - 1) / preset.folds if preset.members > 1 or validates else images
+        jobs.append(_job(name, "the competition", config, speed[stage], trained_on, images))
     return in_order(jobs)
 
 

@@ -35,25 +35,37 @@ def without(name: str) -> str:
 
 
 def own(run: Run, name: str) -> Path:
-    """Where this run's training leaves a model: members of a fold ensemble but the first have a folder each."""
+    """Where this run's training leaves a model: all of a stage but the first have a folder each."""
     stage, _, number = name.partition(".")
     folder = run.folder / "weights"
     return (folder / f"member_{number}" if number else folder) / f"{stage}.safetensors"
+
+
+def has_own_fold(run: Run, stage: str) -> bool:
+    """Whether a stage's models are a fold ensemble's members, each trained without a fold of its own.
+
+    What counts is how many there were to be when the stage's training began: its images stay, however many of the
+    members the plan drops later, or a restart would train on others than before.
+    """
+    return run.planner.requested.members > 1 and run.plan.members_at_start.get(stage, run.plan.members) > 1
+
+
+def preset_of(run: Run, name: str) -> Preset:
+    """The preset that a model is trained with: its fold in a fold ensemble, or its seed among several of its stage."""
+    stage, _, number = name.partition(".")
+    if not has_own_fold(run, stage):
+        return override(run.preset, {"repetition": int(number or 0)})
+    members = run.plan.members_at_start.get(stage, run.plan.members)
+    return override(run.preset, {"fold": int(number or 0), "folds": max(run.preset.folds, members)})
 
 
 def member_images(run: Run, name: str) -> tuple[Preset, pd.DataFrame]:
     """The preset and the images that a model is trained with: a fold ensemble's members without a fold of their own.
 
     A stage that keeps the best epoch on a fold held out does so on the member's; another sees the rest of the images.
-    What counts is how many members there were to be when the stage's training began: its images stay, however many of
-    the members the plan drops later, or a restart would train on others than before.
     """
-    stage, _, number = name.partition(".")
-    members = run.plan.members_at_start.get(stage, run.plan.members)
-    if members == 1:
-        return run.preset, run.prepared_images
-    preset = override(run.preset, {"fold": int(number or 0), "folds": max(run.preset.folds, members)})
-    if getattr(preset, stage).training.validate:
+    stage, preset = stage_of(name), preset_of(run, name)
+    if not has_own_fold(run, stage) or getattr(preset, stage).training.validate:
         return preset, run.prepared_images
     return override(preset, {"hold_out": False}), _member_split(run, preset)[0]
 
@@ -61,8 +73,7 @@ def member_images(run: Run, name: str) -> tuple[Preset, pd.DataFrame]:
 def held_out(run: Run, name: str) -> pd.DataFrame:
     """The rows of the fold that a model was not trained on; none where it was trained on every image."""
     stage, (preset, images) = stage_of(name), member_images(run, name)
-    members = run.plan.members_at_start.get(stage, run.plan.members)
-    if members > 1 and not getattr(preset, stage).training.validate:
+    if has_own_fold(run, stage) and not getattr(preset, stage).training.validate:
         return _member_split(run, preset)[1]
     return train_stage.held_out_fold(stage, preset, images, run.cache)
 

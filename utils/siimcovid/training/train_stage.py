@@ -73,11 +73,11 @@ def fit(
     final = Path(out) / f"{stage}.safetensors"
     if is_finished(final, identity) and not final.with_name(f"{stage}.resume.pt").is_file():
         return final
-    torch.manual_seed(preset.seed)
+    torch.manual_seed(preset.training_seed)
     model = checkpoints.build_model(stage, config)
     origin = {"file": None} if start is None else initial_weights.start(stage, config, model, start, out)
     epochs = config.training.epochs
-    samples = ImageDataset(trained_on, folder, config.size, config.augment, preset.seed, epochs=epochs)
+    samples = ImageDataset(trained_on, folder, config.size, config.augment, preset.training_seed, epochs=epochs)
     dataset: Dataset = samples
     if stage == "study" and config.frozen and config.views:
         dataset = FrozenFeatures(samples, model, config.views, config.infer_batch, features)
@@ -94,7 +94,7 @@ def fit(
         model,
         dataset,
         out,
-        seed=preset.seed,
+        seed=preset.training_seed,
         identity=identity,
         sampling_weights=sampling_weights,
         evaluate=evaluate,

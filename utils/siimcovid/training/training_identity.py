@@ -67,7 +67,7 @@ def configuration_identity(stage: str, preset: Preset) -> Identity:
     return {
         "stage": stage,
         "config": json.loads(json.dumps(config)),
-        "seed": preset.seed,
+        "seed": preset.training_seed,
         "cache": {"version": image_cache.VERSION, "size": preset.cache_size},
     }
 
