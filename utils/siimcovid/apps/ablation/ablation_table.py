@@ -176,8 +176,8 @@ def ensembles_beside_detectors(alone: pd.DataFrame, found: pd.DataFrame) -> str:
         table = table.join(
             both.rename(columns={"on": item, "off": "plain ensemble"}).drop(columns=table, errors="ignore")
         )
-    table = table.map(lambda value: "" if pd.isna(value) else _short(value, ".3f"))
-    return _markdown(table.reset_index(names="competition"))
+    table = table.map(lambda value: "" if pd.isna(value) else short(value, ".3f"))
+    return markdown(table.reset_index(names="competition"))
 
 
 def gains_table(found: pd.DataFrame) -> str:
@@ -186,17 +186,17 @@ def gains_table(found: pd.DataFrame) -> str:
     parts_of = {state: part.set_index(["item", "competition"]) for state, part in found.groupby("state")}
     gain = parts_of["on"][SCORES] - parts_of["off"][SCORES]
     cells = _cells(gain, "+.3f")
-    cells.insert(0, "off", parts_of["off"]["mean"].groupby("item", sort=False).mean().map(lambda v: _short(v, ".3f")))
+    cells.insert(0, "off", parts_of["off"]["mean"].groupby("item", sort=False).mean().map(lambda v: short(v, ".3f")))
     for name, title in COSTS.items():
         cells[title] = (
             (parts_of["on"][name] / parts_of["off"][name]).groupby("item", sort=False).mean().map("{:.2f}".format)
         )
-    return _markdown(cells.reset_index())
+    return markdown(cells.reset_index())
 
 
 def precision_table(found: pd.DataFrame) -> str:
     """A table of the average precisions themselves: two lines an item, mean and spread over the competitions."""
-    return _markdown(_cells(found.set_index(["item", "state"])[SCORES], ".3f").reset_index())
+    return markdown(_cells(found.set_index(["item", "state"])[SCORES], ".3f").reset_index())
 
 
 #: Columns of both tables, the mean first; and titles of the costs.
@@ -213,14 +213,16 @@ def _cells(values: pd.DataFrame, style: str) -> pd.DataFrame:
     texts = {}
     for name in values:
         pairs = zip(mean[name], spread[name], strict=True)
-        texts[name] = [_short(m, style) + ("" if alone else f" ±{_short(s, '.3f')}") for m, s in pairs]
+        texts[name] = [short(m, style) + ("" if alone else f" ±{short(s, '.3f')}") for m, s in pairs]
     return pd.DataFrame(texts, index=mean.index)
 
 
-def _markdown(table: pd.DataFrame) -> str:
+def markdown(table: pd.DataFrame) -> str:
+    """A table in Markdown, its cells as they print."""
     rows = [table.columns, ["---"] * table.shape[1], *table.to_numpy()]
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
 
 
-def _short(value: float, style: str) -> str:
+def short(value: float, style: str) -> str:
+    """A number without the nought before its point."""
     return format(value, style).replace("0.", ".", 1)

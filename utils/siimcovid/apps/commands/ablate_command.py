@@ -1,10 +1,19 @@
 """`siimcovid ablate`: each part of the system off and on, on synthetic competitions and on folders with answers.
 
-Several processes, on several machines, may share OUT: each takes a competition that no other is training on.
+With --crossval each change of a preset by itself instead, cross-validated on a folder's train part.
+
+Several processes, on several machines, may share OUT: each takes a competition, or a change, that no other is training
+on.
 """
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from siimcovid.core.configuration import Detector
+
+if TYPE_CHECKING:
+    from siimcovid.core.configuration import Preset
 
 EXAMPLE = "siimcovid ablate --weights runs/imagenet --out runs/ablation --seeds 0 1 2"
 
@@ -25,6 +34,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--preset", default="demo", help="demo (default), small, full or best")
     parser.add_argument("--folds", type=int, default=3, help="for fitted numbers and the fold ensemble (default 3)")
+    parser.add_argument(
+        "--crossval",
+        type=Path,
+        metavar="FOLDER",
+        help="instead: each change of the preset by itself, cross-validated on this competition folder's train part",
+    )
+    parser.add_argument("--images", type=int, default=1000, help="of it, with --crossval (default 1000)")
+    parser.add_argument(
+        "--stages", nargs="+", choices=(*get_args(Detector), "study"), help="with --crossval (default the preset's)"
+    )
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="override")
 
 
@@ -41,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
     refuse_launch("several `siimcovid ablate` on the same --out")
     make_folder(args.out)
     preset = load_preset(args.preset, read_settings(args.settings))
+    if args.crossval:
+        return _cross_validate_changes(args, preset)
     plan = ablation_experiment.Plan(
         tuple(args.seeds), args.train_studies, args.test_studies, tuple(args.data), args.folds
     )
@@ -70,3 +91,35 @@ def run(args: argparse.Namespace) -> int:
         write_json(args.out / "ensemble.json", numbers)
         print(f"numbers fitted on all of these competitions: {args.out / 'ensemble.json'}")
     return 0
+
+
+def _cross_validate_changes(args: argparse.Namespace, preset: "Preset") -> int:
+    """Write and print changed_parts.csv and changed_parts.md of what is there; 1 while a part is missing."""
+    from siimcovid.apps.ablation import changed_parts
+    from siimcovid.apps.commands.search_command import prepared
+    from siimcovid.core.files import write_csv, write_text
+    from siimcovid.core.labels import STUDY_LABELS
+    from siimcovid.core.overrides import override
+    from siimcovid.core.paths import scratch_folder
+    from siimcovid.data import competition
+
+    images = competition.load(args.crossval, splits=("train",)).images
+    images = changed_parts.of_patients(images[images["study_label"].isin(STUDY_LABELS)], args.images)
+    cache = scratch_folder(args.out) / "cache"
+    trials = changed_parts.Trials(
+        prepared(images, cache, preset),
+        args.crossval,
+        cache,
+        args.weights,
+        args.out,
+        override(preset, {"folds": args.folds}),
+        args.seeds,
+    )
+    rows, whole = trials.run(changed_parts.changes(preset, args.stages or ("study", *preset.fusion.detectors)))
+    if len(rows):
+        write_csv(rows, args.out / "changed_parts.csv")
+        write_text(args.out / "changed_parts.md", text := changed_parts.markdown_table(rows))
+        print(text, end="")
+    if not whole:
+        print("other processes are still training; call again when they have ended")
+    return 0 if whole else 1
