@@ -84,12 +84,12 @@ def test_numbers_of_one_detector_serve_all():
     outputs, _ = fabricate({"rcnn": USELESS, "yolo": GOOD}, 40)
     alone, numbers = choose_ensemble.only(PLAIN, "yolo"), {
         "fusion.calibration": [1.2, -0.5],
-        "late_fusion.none": [-0.3, 0.9, 0.4, 0.0],
+        "late_fusion.none": [-0.3, 0.9, 0.4, 0.0, 0.1, 0.2],
         "late_fusion.opacity_none": 0.5,
     }  # fmt: skip
     wide = choose_ensemble.widened(numbers, "yolo", PLAIN)
     assert wide["fusion.calibration"] == [1.0, 0.0, 1.2, -0.5]
-    assert wide["late_fusion.none"] == [-0.3, 0.0, 0.9, 0.4, 0.0]
+    assert wide["late_fusion.none"] == [-0.3, 0.0, 0.9, 0.4, 0.0, 0.1, 0.2]
     narrow, broad = (combine(outputs, override(*args)) for args in ((alone, numbers), (PLAIN, wide)))
     pd.testing.assert_frame_equal(narrow.detections, broad.detections)
     np.testing.assert_array_equal(narrow.none, broad.none)

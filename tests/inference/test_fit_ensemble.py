@@ -95,7 +95,7 @@ def test_bad_requests_are_refused():
 
 
 def test_numbers_beside_weights(tmp_path):
-    numbers = {"fusion.weights": [1.0, 0.7], "late_fusion.none": [0.1, 0.2, 0.3, 0.4, 0.5]}
+    numbers = {"fusion.weights": [1.0, 0.7], "late_fusion.none": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]}
     path = fit_ensemble.write(tmp_path, numbers, PRESET, "demo")
     assert fit_ensemble.read(tmp_path) == numbers
     entry = json.loads((tmp_path / "manifest.json").read_text())["ensemble.json"]

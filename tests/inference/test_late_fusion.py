@@ -13,20 +13,20 @@ from support.three_image_predictions import LEFT, RIGHT, boxes, preset
 
 
 def test_none_is_learned_of_all(outputs):
-    numbers = [0.5, 2.0, 1.0, 0.25, 0.125]
+    numbers = [0.5, 2.0, 1.0, 0.25, 0.125, -0.5, -0.25]
     prediction = combine(outputs, preset(late_fusion__none=numbers))
-    evidence = [logit(1 - 0.8), logit(1 - 0.6), logit(0.2), logit(0.3)]
+    evidence = [logit(1 - 0.8), logit(1 - 0.6), logit(0.2), logit(0.3), logit(0.7), logit(1e-4)]
     assert prediction.none["a"] == pytest.approx(expit(0.5 + np.dot(numbers[1:], evidence)))
     assert prediction.none["c"] == pytest.approx(0.95)  # the study model said nothing of it
-    without = combine(outputs, preset(late_fusion__none=[0.5, 2.0, 1.0, 0, 0]))
-    assert without.none["c"] == pytest.approx(expit(0.5 + 2 * logit(1 - 1e-4) + logit(0.9)))
+    without = combine(outputs, preset(late_fusion__none=[0.5, 2.0, 1.0, 0, 0, 0, -1]))
+    assert without.none["c"] == pytest.approx(expit(0.5 + 2 * logit(1 - 1e-4) + logit(0.9) - logit(1e-4)))
 
 
 def test_a_detector_that_did_not_look_is_taken_to_agree(outputs):
     some = ModelOutputs(
         outputs.images, outputs.detections, {"rcnn": ["a", "b", "c"], "yolo": ["a"]}, outputs.study_probs
     )
-    evidence = none_evidence(some, preset().fusion)
+    evidence = none_evidence(some, preset().fusion, combine(some, preset()).detections)
     assert evidence.loc["b", "yolo"] == evidence.loc["b", "rcnn"] == pytest.approx(logit(0.8))
     assert np.isnan(evidence.loc["c", "negative"])
 

@@ -14,7 +14,7 @@ from support.tiny_weights import write_weights
 
 NUMBERS = {
     "fusion.weights": [1.0, 3.0],
-    "late_fusion.none": [0.5, 1.0, 0.5, 0.25, 0.0],
+    "late_fusion.none": [0.5, 1.0, 0.5, 0.25, 0.0, 0.0, 0.0],
     "late_fusion.laterality": [0.5, -1.0, 0.0, 1.0, 0.0, 0.5, -0.5, 0.0, -0.5, 0.5, 1.0, -1.0],
     "late_fusion.label_laterality": [3.0, 0.1, 0.1, 0.1, 0.2, 2.0, 0.1, 3.0, 0.7, 0.6, 2.0, 0.4],
     "late_fusion.opacity_none": 0.5,

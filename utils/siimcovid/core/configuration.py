@@ -429,7 +429,7 @@ class Preset:
             raise InputError("setting 'fusion.weights' must hold a number above 0")
         if self.fusion.calibration:
             self.fusion.of_detectors("calibration", 2)
-        used = (*self.fusion.detectors, "negative", "none")
+        used = (*self.fusion.detectors, "negative", "none", "surer side", "other side")
         for name, wanted, of_what in (
             ("none", 1 + len(used), f"an intercept and a weight for each of {', '.join(used)}"),
             ("laterality", 12, "an intercept and three weights for each of none, one and both sides"),

@@ -203,7 +203,7 @@ DEMO = replace(
     # fitted by `siimcovid ablate` on out-of-fold predictions of the synthetic competitions with seeds 0, 1 and 2
     fusion=FusionConfig(calibration=(0.8814, -1.4514, 1.2588, 0.6136)),
     late_fusion=LateFusionConfig(
-        none=(-1.3489, 0.8311, 0.6172, 0.0648, 0.0),
+        none=(-1.3489, 0.8311, 0.6172, 0.0648, 0.0, 0.0, 0.0),
         laterality=(
             0.5503,
             -0.0768,

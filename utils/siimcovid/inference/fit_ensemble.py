@@ -175,7 +175,7 @@ def _one_hot(detectors: int) -> list[tuple[float, ...]]:
 
 def fit_none(outputs: ModelOutputs, images: pd.DataFrame, preset: Preset) -> dict[str, Any]:
     """The logistic regression of `late_fusion.image_none`, on the images that every model predicted."""
-    evidence = none_evidence(outputs, preset.fusion)
+    evidence = none_evidence(outputs, preset.fusion, ensemble(outputs, preset.fusion))
     used = [name for name in evidence if evidence[name].notna().any()]
     rows = evidence[used].dropna()
     empty = images.set_index("image_id")["boxes"].map(len).reindex(rows.index) == 0

@@ -17,19 +17,19 @@ from siimcovid.inference.calibration import EDGE, calibrate, logits
 from siimcovid.inference.model_outputs import ModelOutputs
 from siimcovid.inference.weighted_boxes_fusion import none_confidence
 
-#: Columns of `laterality_evidence`.
-LATERALITY_EVIDENCE = ("surer side", "other side", "none")
+#: Columns of `side_evidence`.
+SIDES = ("surer side", "other side")
 
 #: The study model's outputs that say whether an image has an opacity; not every study model has the second.
 STUDY_EVIDENCE = ("negative", "none")
 
 
-def none_evidence(outputs: ModelOutputs, fusion: FusionConfig) -> pd.DataFrame:
-    """A row per image, by image_id, of logits that it has no opacity; nan where no model predicted it.
+def none_evidence(outputs: ModelOutputs, fusion: FusionConfig, boxes: pd.DataFrame) -> pd.DataFrame:
+    """A row per image, by image_id, of logits that say whether it has no opacity; nan where no model predicted it.
 
     Columns: each of fusion.detectors, the logit of 1 - the mean over its models of the image's highest calibrated
     score, the other detectors' mean where none of its models predicted the image; "negative" and "none", the study
-    model's.
+    model's; and `side_evidence` of the ensemble's boxes, since one box that is sure says less than one in each lung.
     """
     ids = outputs.images["image_id"].tolist()
     found = calibrate(outputs.detections, fusion)
@@ -52,7 +52,7 @@ def none_evidence(outputs: ModelOutputs, fusion: FusionConfig) -> pd.DataFrame:
     evidence = pd.DataFrame(columns, index=pd.Index(ids, name="image_id"))
     names = list(fusion.detectors)
     evidence[names] = evidence[names].apply(lambda column: column.fillna(evidence[names].mean(axis=1)))
-    return evidence
+    return evidence.join(side_evidence(boxes, evidence.index))
 
 
 def image_none(outputs: ModelOutputs, boxes: pd.DataFrame, preset: Preset) -> pd.Series:
@@ -66,7 +66,7 @@ def image_none(outputs: ModelOutputs, boxes: pd.DataFrame, preset: Preset) -> pd
     plain = none_confidence(boxes, [image for image in outputs.images["image_id"] if image in predicted])
     if not preset.late_fusion.none:
         return plain
-    evidence = none_evidence(outputs, preset.fusion)
+    evidence = none_evidence(outputs, preset.fusion, boxes)
     intercept, *weights = preset.late_fusion.none
     used = [name for name, weight in zip(evidence, weights, strict=True) if weight]
     total = evidence[used].to_numpy() @ np.array([weight for weight in weights if weight]) + intercept
@@ -97,17 +97,18 @@ def rescoring_factors(boxes: pd.DataFrame, none: pd.Series, outputs: ModelOutput
     return tuple(doubt.to_numpy().clip(EDGE) for doubt in doubts)
 
 
-def laterality_evidence(boxes: pd.DataFrame, none: pd.Series) -> pd.DataFrame:
-    """A row per image of `none`, by image_id: logits of LATERALITY_EVIDENCE.
-
-    "surer side" and "other side" are the highest scores of boxes whose centre lies in the one and in the other half of
-    the image, the higher one first.
-    """
+def side_evidence(boxes: pd.DataFrame, image_ids: pd.Index) -> pd.DataFrame:
+    """A row per image: logits of the highest scores of boxes whose centre lies in the one and in the other half of the
+    image, the higher one first. Columns: SIDES."""
     left = (boxes["x1"] + boxes["x2"]) < 1
-    highest = [boxes[half].groupby("image_id")["score"].max().reindex(none.index).fillna(0.0) for half in (left, ~left)]
+    highest = [boxes[half].groupby("image_id")["score"].max().reindex(image_ids).fillna(0.0) for half in (left, ~left)]
     halves = np.sort(np.stack(highest, axis=1), axis=1)[:, ::-1]
-    values = logits(np.column_stack([halves, none.to_numpy(dtype=float)]))
-    return pd.DataFrame(values, index=none.index, columns=list(LATERALITY_EVIDENCE))
+    return pd.DataFrame(logits(halves), index=image_ids, columns=list(SIDES))
+
+
+def laterality_evidence(boxes: pd.DataFrame, none: pd.Series) -> pd.DataFrame:
+    """A row per image of `none`, by image_id: `side_evidence`, and the logit of `none`."""
+    return side_evidence(boxes, none.index).assign(none=logits(none.to_numpy(dtype=float)))
 
 
 def laterality_probabilities(boxes: pd.DataFrame, none: pd.Series, late_fusion: LateFusionConfig) -> pd.DataFrame:
