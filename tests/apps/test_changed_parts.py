@@ -1,6 +1,7 @@
 """Each change of a preset by itself: what is tried, on which images, shared between processes, and its table."""
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from siimcovid.apps.ablation import changed_parts
 from siimcovid.apps.ablation.changed_parts import OWN, Change, Trials, changes, of_patients
 from siimcovid.apps.command_line import main
+from siimcovid.core.errors import InputError
 from siimcovid.core.overrides import override, to_dict
 from siimcovid.core.presets import DEMO, SMALL
 from siimcovid.models import published_weights, weights_manifest
@@ -89,7 +91,8 @@ def trials(tmp_path, monkeypatch):
 
     monkeypatch.setattr(cross_validation, "cross_validate", validate)
     monkeypatch.setattr(out_of_fold, "score", score)
-    one = Trials(pd.DataFrame(), tmp_path, tmp_path, None, tmp_path / "out", override(SMALL, {"folds": 2}), (0, 1))
+    images = pd.DataFrame(columns=["image_id", "boxes", "study_label"])
+    one = Trials(images, tmp_path, tmp_path, None, tmp_path / "out", override(SMALL, {"folds": 2}), (0, 1))
     return one, made
 
 
@@ -106,6 +109,9 @@ def test_what_is_there_is_not_made_again(trials):
     assert len(made) == 4
     assert one.run([OWN_STUDY])[1]
     assert len(made) == 4
+    other = replace(one, preset=override(one.preset, {"study.dropout": 0.1}))
+    with pytest.raises(InputError, match="of a cross-validation with another preset; give this one another folder"):
+        other.run([OWN_STUDY])
 
 
 def test_a_detector_starts_from_the_presets_own_study_models(trials):

@@ -111,7 +111,7 @@ def cross_validate(
     setting = Setting(preset, cache, start, Path(out), data, FeatureCache())
     refuse_seen(start, stages, data)
     facts = to_dict(preset)
-    _claim(setting.out / "crossval.json", {key: facts[key] for key in (*preset.stages, *SHARED)})
+    claim_folder(setting.out / "crossval.json", {key: facts[key] for key in (*preset.stages, *SHARED)})
     detections, study_probs, patients_seen = [], [], {}
     for fold, (train, held_out) in splits.items():
         patients_seen[fold] = _patients_seen(setting.folder(fold), train, held_out)
@@ -202,8 +202,8 @@ def refuse_seen(start: Path | None, stages: Iterable[str], data: Path | str) -> 
             )
 
 
-def _claim(path: Path, facts: Mapping[str, object]) -> None:
-    """Make a folder that of these facts. Raises InputError where it is of others."""
+def claim_folder(path: Path, facts: Mapping[str, object]) -> None:
+    """Make a folder that of these facts, which a JSON file in it holds. Raises InputError where it is of others."""
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if any(before[key] != facts[key] for key in before.keys() & facts.keys()):
         raise InputError(f"{path} is of a cross-validation with another preset; give this one another folder")

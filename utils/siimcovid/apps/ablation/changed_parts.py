@@ -23,11 +23,12 @@ import pandas as pd
 from siimcovid.apps.ablation.ablation_table import markdown, short
 from siimcovid.core.configuration import Preset
 from siimcovid.core.files import atomic_path, link
-from siimcovid.core.overrides import override
+from siimcovid.core.overrides import override, to_dict
 from siimcovid.models import weights_manifest
 from siimcovid.reporting.figures import MODEL_NAMES
 from siimcovid.training import cross_validation, out_of_fold
 from siimcovid.training.hyperparameter_search import claimed
+from siimcovid.training.training_identity import table_hash
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,11 @@ class Trials:
     def run(self, wanted: Iterable[Change]) -> tuple[pd.DataFrame, bool]:
         """Make what is not there yet; returns a row for each seed and change, and whether none is missing.
 
-        Columns: seed, stage, change, score, and what the stage answers of CLASSES.
+        Columns: seed, stage, change, score, and what the stage answers of CLASSES. Raises InputError where the folder
+        is of another preset or of other images.
         """
+        facts = {"preset": to_dict(self.preset), "images": table_hash(self.images)}
+        cross_validation.claim_folder(self.out / "changed_parts.json", facts)
         rows, whole, wanted = [], True, list(wanted)
         for seed in self.seeds:
             for change in wanted:
