@@ -1,6 +1,5 @@
 """The ensemble is not worse than its best detector: on model outputs of which it is known how good they are."""
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -79,20 +78,14 @@ def test_how_many_are_enough(annotated, with_box, expected):
     assert choose_ensemble.enough(images) == expected
 
 
-def test_numbers_of_one_detector_serve_all():
-    """A lone detector's numbers, widened to two detectors, combine them as the detector alone."""
-    outputs, _ = fabricate({"rcnn": USELESS, "yolo": GOOD}, 40)
-    alone, numbers = choose_ensemble.only(PLAIN, "yolo"), {
-        "fusion.calibration": [1.2, -0.5],
-        "late_fusion.none": [-0.3, 0.9, 0.4, 0.0, 0.1, 0.2],
-        "late_fusion.opacity_none": 0.5,
-    }  # fmt: skip
-    wide = choose_ensemble.widened(numbers, "yolo", PLAIN)
-    assert wide["fusion.calibration"] == [1.0, 0.0, 1.2, -0.5]
-    assert wide["late_fusion.none"] == [-0.3, 0.0, 0.9, 0.4, 0.0, 0.1, 0.2]
-    narrow, broad = (combine(outputs, override(*args)) for args in ((alone, numbers), (PLAIN, wide)))
-    pd.testing.assert_frame_equal(narrow.detections, broad.detections)
-    np.testing.assert_array_equal(narrow.none, broad.none)
+def test_who_is_left_out_may_still_say_that_there_is_none():
+    """The boxes are one detector's; `none` hears the other, which finds other opacities."""
+    chosen = chosen_of(*fabricate({"rcnn": LEFT, "yolo": RIGHT}, 150))
+    outputs, images = fabricate({"rcnn": LEFT, "yolo": RIGHT}, 150)
+    boxes = override(PLAIN, {"fusion.weights": [1.0, 0.0]})
+    lone = class_scores(combine(outputs, boxes), images)
+    assert chosen.choices.loc["rcnn alone", "none"] > lone["none"] + 0.05
+    assert chosen.choices.loc["rcnn alone", "opacity"] == pytest.approx(lone["opacity"], abs=0.03)
 
 
 def test_a_bootstrap_counts_the_draws():

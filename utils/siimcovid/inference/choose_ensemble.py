@@ -4,7 +4,8 @@ In: outputs of models for images that none of them was trained on, and these ima
 overrides of the preset, with the scores of every choice that there was.
 
 No choice is judged on images that its numbers were fitted on, and the ensemble is never worse than its best detector:
-each detector is tried alone too, with late fusion fitted for it. Of the choices whose opacity is not below the best
+each detector's boxes are tried alone too, with late fusion fitted for them, in which the others may still say whether
+an image has none. Of the choices whose opacity is not below the best
 lone detector's, the one with the highest mean of the six classes is taken.
 
 With fewer than FEWEST images there is nothing to fit by, and the preset's numbers stay; but a detector that is better
@@ -90,10 +91,10 @@ def choose(outputs: ModelOutputs, images: pd.DataFrame, folds: Mapping[str, int]
     options = {FITTED: {**fit_ensemble.NOTHING, **numbers}, PRESET: {}}
     scores = {FITTED: _last(items), PRESET: class_scores(combine(outputs, preset), images)}
     for detector in preset.fusion.detectors if len(preset.fusion.detectors) > 1 else ():
-        numbers, table = fit_ensemble.fit(
-            outputs, images, folds, only(preset, detector), [item for item in fit_ensemble.ITEMS if item != "fusion"]
-        )
-        options[_alone(detector)] = widened(numbers, detector, preset)
+        start = {**fit_ensemble.NOTHING, **_boxes_of(detector, preset)}
+        items_of_one = [item for item in fit_ensemble.ITEMS if item != "fusion"]
+        numbers, table = fit_ensemble.fit(outputs, images, folds, override(preset, start), items_of_one)
+        options[_alone(detector)] = {**start, **numbers}
         scores[_alone(detector)] = _last(table)
     choices = pd.DataFrame(scores).T
     floor = choices["opacity"].drop([FITTED, PRESET]).max()
@@ -109,21 +110,9 @@ def enough(images: pd.DataFrame) -> bool:
     return len(boxes) >= FEWEST and min(with_boxes, len(boxes) - with_boxes) >= FEWEST_OF_A_KIND
 
 
-def only(preset: Preset, detector: str) -> Preset:
-    """The preset with one detector, and without any fitted number."""
-    return override(preset, {**fit_ensemble.NOTHING, "fusion.detectors": [detector], "fusion.weights": [1.0]})
-
-
-def widened(numbers: Mapping[str, Any], detector: str, preset: Preset) -> dict[str, Any]:
-    """The numbers of a preset of `only` as overrides of one with all its detectors, of which the others have no say."""
-    detectors = preset.fusion.detectors
-    wide = {**fit_ensemble.NOTHING, **numbers, "fusion.weights": [float(d == detector) for d in detectors]}
-    if line := wide["fusion.calibration"]:
-        wide["fusion.calibration"] = [number for d in detectors for number in (line if d == detector else (1.0, 0.0))]
-    if line := wide["late_fusion.none"]:
-        intercept, weight, *study = line
-        wide["late_fusion.none"] = [intercept, *(weight if d == detector else 0.0 for d in detectors), *study]
-    return wide
+def _boxes_of(detector: str, preset: Preset) -> dict[str, Any]:
+    """Overrides by which only this detector's boxes count."""
+    return {"fusion.weights": [float(detector == other) for other in preset.fusion.detectors]}
 
 
 def _last(table: pd.DataFrame) -> pd.Series:
@@ -140,7 +129,7 @@ def _without_fitting(outputs: ModelOutputs, images: pd.DataFrame, preset: Preset
     detectors = preset.fusion.detectors
     changes: dict[str, dict[str, Any]] = {PRESET: {}}
     if len(detectors) > 1:
-        changes |= {_alone(d): {"fusion.weights": [float(d == other) for other in detectors]} for d in detectors}
+        changes |= {_alone(d): _boxes_of(d, preset) for d in detectors}
     predictions = {name: combine(outputs, override(preset, change)) for name, change in changes.items()}
     choices = pd.DataFrame({name: class_scores(found, images) for name, found in predictions.items()}).T
     choice, rival = PRESET, str(choices["opacity"].fillna(0).idxmax())
