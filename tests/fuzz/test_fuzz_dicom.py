@@ -35,7 +35,7 @@ def test_any_file_is_a_picture_or_a_reason(tmp_path):
             faulthandler.cancel_dump_traceback_later()
         assert all(line and line.isprintable() and len(line) < 400 for line in lines), lines
 
-    tried = fuzz(files(), is_picture_or_reason)
+    tried = fuzz(is_picture_or_reason, content=files())
     assert pictures > tried / 3  # else it is the strategy that is broken
 
 
@@ -48,4 +48,4 @@ def test_any_header_has_a_size_or_a_fault(tmp_path):
         assert bool(header.fault) == (header.rows == 0 and header.columns == 0)
         assert header.fault.isprintable() or not header.fault
 
-    fuzz(files(), has_size_or_fault)
+    fuzz(has_size_or_fault, content=files())

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from siimcovid.core.configuration import Preset
@@ -16,8 +15,7 @@ from siimcovid.core.presets import DEMO
 from siimcovid.kernel.parameters import MODES, check_parameters
 from siimcovid.kernel.recovery import Recovery
 from siimcovid.kernel.run_record import to_json
-
-SETTINGS = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+from support.fuzzing import fuzz, fuzzed
 
 plain = st.one_of(
     st.none(),
@@ -62,23 +60,23 @@ def here(tmp_path_factory):
     os.chdir(before)
 
 
-@SETTINGS
-@given(given_values=parameters)
-def test_any_parameters(here, given_values):
-    recovery = Recovery()
-    try:
-        found = check_parameters(given_values, recovery)
-    except InputError:
-        assert recovery.strict
-        return
-    assert isinstance(found.preset, Preset)
-    assert 0 < found.hours < math.inf
-    assert found.mode in MODES
-    assert found.output_dir.is_dir()
-    assert all(fault["step"] == "parameters" and fault["reason"] for fault in recovery.degraded)
+def test_any_parameters(here):
+    def is_refused_or_can_run(given_values):
+        recovery = Recovery()
+        try:
+            found = check_parameters(given_values, recovery)
+        except InputError:
+            assert recovery.strict
+            return
+        assert isinstance(found.preset, Preset)
+        assert 0 < found.hours < math.inf
+        assert found.mode in MODES
+        assert found.output_dir.is_dir()
+        assert all(fault["step"] == "parameters" and fault["reason"] for fault in recovery.degraded)
+
+    fuzz(is_refused_or_can_run, 60, given_values=parameters)
 
 
-@SETTINGS
-@given(anything)
+@fuzzed(60, value=anything)
 def test_any_value_becomes_standard_json(value):
     json.loads(json.dumps(to_json(value), allow_nan=False))

@@ -1,7 +1,4 @@
-"""Whatever stands in a table or a setting, the answer is a result that holds together or an InputError of one line.
-
-A short run by default; FUZZ_MINUTES=30 tries new inputs for so long.
-"""
+"""Whatever stands in a table or a setting, the answer is a result that holds together or an InputError of one line."""
 
 import json
 import math
@@ -22,6 +19,7 @@ from siimcovid.data.dicom_headers import read_header_tables
 from siimcovid.data.duplicates import read_duplicates
 from siimcovid.data.nih_chestxray14 import load_nih
 from siimcovid.data.rsna_pneumonia import load_rsna
+from support.fuzzing import fuzzed
 from support.strategies_tables import (
     BOXES,
     CHANGES,
@@ -33,12 +31,8 @@ from support.strategies_tables import (
     configurations,
     damaged,
     files,
-    fuzzed,
     one_sentence,
 )
-
-#: How many properties share the minutes.
-PROPERTIES = 9
 
 
 def laid_out(folder: str, contents: list[tuple[str, bytes]]) -> Path:
@@ -47,7 +41,7 @@ def laid_out(folder: str, contents: list[tuple[str, bytes]]) -> Path:
     return Path(folder)
 
 
-@fuzzed(40, PROPERTIES, file=st.sampled_from(sorted(LAYOUTS)).flatmap(files))
+@fuzzed(40, file=st.sampled_from(sorted(LAYOUTS)).flatmap(files))
 def test_a_csv_file(file):
     with tempfile.TemporaryDirectory() as name:
         folder = laid_out(name, [file])
@@ -65,7 +59,6 @@ SIZES = pd.DataFrame({"image_id": NAMES, "rows": 2000, "columns": 2500})
 
 @fuzzed(
     60,
-    PROPERTIES,
     tables=st.tuples(*(st.none() | files(f"{name}.csv") for name in ("train_study_level", "sample_submission"))),
     images=files("train_image_level.csv"),
     headers=st.none() | files("headers.csv"),
@@ -94,7 +87,7 @@ def check_index(images, folder: Path) -> None:
     assert read_index(folder / "index.csv").to_dict("records") == images.to_dict("records")
 
 
-@fuzzed(40, PROPERTIES, labels=files("stage_2_train_labels.csv"), classes=files("stage_2_detailed_class_info.csv"))
+@fuzzed(40, labels=files("stage_2_train_labels.csv"), classes=files("stage_2_detailed_class_info.csv"))
 def test_a_folder_of_the_rsna_challenge(labels, classes):
     with tempfile.TemporaryDirectory() as name:
         folder = laid_out(name, [labels, classes])
@@ -104,7 +97,7 @@ def test_a_folder_of_the_rsna_challenge(labels, classes):
         assert counted is None or sum(counted[0].values()) >= counted[1]
 
 
-@fuzzed(40, PROPERTIES, entries=files("Data_Entry_2017.csv"))
+@fuzzed(40, entries=files("Data_Entry_2017.csv"))
 def test_a_folder_of_nih(entries):
     with tempfile.TemporaryDirectory() as name:
         folder = laid_out(name, [entries])
@@ -115,7 +108,7 @@ def test_a_folder_of_nih(entries):
         one_sentence(nih_findings, folder)
 
 
-@fuzzed(150, PROPERTIES, text=BOXES, rows=st.integers(1, 5000), columns=st.integers(1, 5000))
+@fuzzed(150, text=BOXES, rows=st.integers(1, 5000), columns=st.integers(1, 5000))
 def test_boxes(text, rows, columns):
     boxes = one_sentence(parse_boxes, text, "here")
     if boxes is None:
@@ -129,7 +122,7 @@ def test_boxes(text, rows, columns):
         assert box[1] < box[3]
 
 
-@fuzzed(150, PROPERTIES, changes=CHANGES)
+@fuzzed(150, changes=CHANGES)
 def test_overrides(changes):
     preset = one_sentence(load_preset, "demo", changes)
     if preset is not None:
@@ -140,14 +133,14 @@ def test_overrides(changes):
 SET = st.tuples(SLIPS, st.sampled_from(["=", "", " = "]), NUMBERS | TEXTS).map("".join)
 
 
-@fuzzed(100, PROPERTIES, texts=st.lists(SET))
+@fuzzed(100, texts=st.lists(SET))
 def test_settings_of_the_command_line(texts):
     changes = one_sentence(read_settings, texts)
     if changes is not None:
         one_sentence(load_preset, "full", changes)
 
 
-@fuzzed(60, PROPERTIES, tree=configurations())
+@fuzzed(60, tree=configurations())
 def test_a_configuration_from_json(tree):
     preset = one_sentence(from_dict, Preset, tree)
     if preset is not None:
@@ -160,7 +153,7 @@ INDEX = (
 )
 
 
-@fuzzed(100, PROPERTIES, content=damaged(INDEX))
+@fuzzed(100, content=damaged(INDEX))
 def test_a_damaged_index(content):
     with tempfile.TemporaryDirectory() as name:
         folder = laid_out(name, [("index.csv", content)])

@@ -1,12 +1,8 @@
-"""Files that nobody should send to the page: every one becomes an image or one sentence, and never an exception.
-
-A few seconds in the suite, always the same files; FUZZ_MINUTES=30 draws new ones for so long.
-"""
+"""Files that nobody should send to the page: every one becomes an image or one sentence, and never an exception."""
 
 import io
 import os
 import struct
-import time
 import zipfile
 import zlib
 from concurrent.futures import ProcessPoolExecutor
@@ -17,18 +13,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from siimcovid.apps.web.request_errors import STATUS, RequestError
 from siimcovid.apps.web.uploaded_files import Limits, decode_upload, hold_upload
 from support.dicom_files import write
+from support.fuzzing import fuzz
 from support.png_chunks import COLOUR_TYPES, chunk, png
 
 LIMITS = Limits(images=4, pixels=1_000_000, memory=2 << 30, zip_files=50, unpacked_megabytes=8)
-MINUTES = float(os.environ.get("FUZZ_MINUTES", "0"))
-EXAMPLES = 150  # of each test at a time
+EXAMPLES = 150  # of each test in a short run
 SECONDS = 20.0  # that one file may take
 
 GREY = np.random.default_rng(0).integers(0, 256, (40, 50)).astype(np.uint8)
@@ -226,42 +221,22 @@ def decoder():
     print(f"\n{sum(decoder.outcomes.values())} files: {decoder.outcomes}")
 
 
-def fuzz(test, share: float) -> None:
-    """Run a hypothesis test: once, the same examples each time; or for a share of FUZZ_MINUTES, always others."""
-    run = settings(
-        max_examples=EXAMPLES,
-        derandomize=not MINUTES,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )(test)
-    end = time.monotonic() + 60 * MINUTES * share
-    run()
-    while time.monotonic() < end:
-        run()
-
-
 def test_damaged_files(seeds, decoder):
     """Real files with bytes changed, cut, repeated or put in; PNG with checksums that fit all the same."""
 
-    @given(st.sampled_from(seeds), st.lists(CHANGE, min_size=1, max_size=4), st.booleans())
     def damage(seed, changes, mend):
         data = changed(seed, changes)
         decoder(with_checksums(data) if mend and seed.startswith(b"\x89PNG") else data)
 
-    fuzz(damage, 0.4)
+    changes = st.lists(CHANGE, min_size=1, max_size=4)
+    fuzz(damage, EXAMPLES, seed=st.sampled_from(seeds), changes=changes, mend=st.booleans())
 
 
 def test_drawn_pngs(decoder):
-    @given(drawn_pngs())
-    def draw(data):
-        decoder(data)
-
-    fuzz(draw, 0.2)
+    fuzz(decoder, EXAMPLES, data=drawn_pngs())
 
 
 def test_drawn_dicom_headers(decoder, tmp_path):
-    @given(HEADERS)
     def draw(tags):
         try:
             path = write(tmp_path / "drawn.dcm", DEEP, 12, **tags)
@@ -269,19 +244,20 @@ def test_drawn_dicom_headers(decoder, tmp_path):
             return
         decoder(Path(path).read_bytes())
 
-    fuzz(draw, 0.2)
+    fuzz(draw, EXAMPLES, tags=HEADERS)
 
 
 def test_drawn_zips(seeds, decoder):
-    @given(
-        st.lists(st.tuples(NAMES, st.sampled_from(seeds) | st.binary(max_size=200)), max_size=6),
-        st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]),
-        st.lists(CHANGE, max_size=3),
-    )
     def draw(files, method, changes):
         decoder(changed(zipped(files, method), changes))
 
-    fuzz(draw, 0.2)
+    fuzz(
+        draw,
+        EXAMPLES,
+        files=st.lists(st.tuples(NAMES, st.sampled_from(seeds) | st.binary(max_size=200)), max_size=6),
+        method=st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]),
+        changes=st.lists(CHANGE, max_size=3),
+    )
 
 
 def test_drawn_forms(monkeypatch):
@@ -309,7 +285,6 @@ def test_drawn_forms(monkeypatch):
         st.sampled_from(["model", "threshold", "pictures", "heat", "format", "images", "other"]), text, max_size=4
     )
 
-    @given(st.sampled_from(["/", "/api/predict"]), fields, st.lists(st.text(max_size=20), max_size=3))
     def send(path, form, names):
         files = [(io.BytesIO(png(GREY)), name) for name in names]
         data = {**form, **({"images": files} if files else {})}
@@ -317,4 +292,5 @@ def test_drawn_forms(monkeypatch):
         assert answer.status_code == 200 or answer.status_code in STATUS.values()
         assert answer.status_code != 500
 
-    fuzz(send, 0.1)
+    names = st.lists(st.text(max_size=20), max_size=3)
+    fuzz(send, EXAMPLES, path=st.sampled_from(["/", "/api/predict"]), form=fields, names=names)

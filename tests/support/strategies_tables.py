@@ -4,54 +4,16 @@ import gzip
 import io
 import itertools
 import json
-import os
-import random
-import time
 import zipfile
 from collections.abc import Callable
 from typing import Any
 
-from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import NIH_FINDINGS, STUDY_COLUMNS
 from siimcovid.core.overrides import leaf_keys, to_dict
 from siimcovid.core.presets import DEMO
-
-#: Minutes of a long run, shared among the properties of a file; 0 for the short one, whose inputs are always the same.
-MINUTES = float(os.environ.get("FUZZ_MINUTES", "0"))
-
-
-def fuzzed(examples: int, of: int, **strategies: st.SearchStrategy) -> Callable[[Callable], Callable[[], None]]:
-    """Turn a property into a test of so many inputs, or, in a long run, of all that fit into its share, 1 / `of`."""
-
-    def decorate(check: Callable[..., None]) -> Callable[[], None]:
-        def run(count: int, **options: Any) -> None:
-            limits = settings(
-                max_examples=count,
-                deadline=None,
-                database=None,
-                suppress_health_check=list(HealthCheck),
-                **options,
-            )
-            tried = given(**strategies)(check)
-            limits(seed(random.randrange(2**32))(tried) if MINUTES else tried)()
-
-        def test() -> None:
-            if not MINUTES:
-                run(examples, derandomize=True)
-                return
-            end, tried = time.monotonic() + 60 * MINUTES / of, 0
-            while time.monotonic() < end:
-                run(100)
-                tried += 100
-            print(f"{check.__name__}: {tried:,} inputs")
-
-        test.__name__, test.__doc__ = check.__name__, check.__doc__
-        return test
-
-    return decorate
 
 
 def one_sentence(function: Callable, *arguments: Any, **options: Any) -> Any:
