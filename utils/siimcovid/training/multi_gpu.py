@@ -69,14 +69,14 @@ def ends_before(deadline: float) -> Callable[[float], bool]:
 
 def run_processes(stage: str, job: Path, count: int) -> None:
     """Start torchrun on a job and wait for it. Raises RuntimeError where a process failed."""
-    for left in job.parent.glob(f"{stage}.failure.*.txt"):
+    for left in job.parent.glob(f"failure.{stage}.*.txt"):
         left.unlink()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
     environment = os.environ | {"PYTHONPATH": inherited_path()}
     done = subprocess.run([*command, "-m", "siimcovid.training.multi_gpu", str(job)], env=environment, check=False)
     if not done.returncode:
         return
-    failures = sorted(job.parent.glob(f"{stage}.failure.*.txt"))
+    failures = sorted(job.parent.glob(f"failure.{stage}.*.txt"))
     words = [path.read_text(encoding="utf-8").strip() for path in failures]
     for path in failures:
         path.unlink()
@@ -93,7 +93,7 @@ def run_job(path: Path) -> None:
         train_stage.fit(*job.arguments(), ends_before(job.deadline), **job.options())
     except BaseException as error:
         words = "".join(traceback.format_exception_only(error))
-        write_text(job.out / f"{job.stage}.failure.{os.environ.get('RANK', '0')}.txt", words)
+        write_text(job.out / f"failure.{job.stage}.{os.environ.get('RANK', '0')}.txt", words)
         raise
 
 

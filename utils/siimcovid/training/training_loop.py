@@ -182,7 +182,7 @@ class TrainingLoop:
         """Go on where an earlier run of the same identity left off, here or in another folder; else begin."""
         if self.main:
             for torn in self.out.glob(f".{self.stage}.*"):  # by a run that was killed while it wrote
-                torn.unlink()
+                torn.unlink(missing_ok=True)
         places = [self.resume_file]
         if resume_from is not None:
             places.append(Path(resume_from) / self.resume_file.name)
