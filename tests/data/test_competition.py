@@ -473,3 +473,11 @@ def test_the_competitions_own_tables(real):
     clipped = images[images["image_id"] == "6ea732c63929"]["boxes"].item()
     assert min(box[0] for box in clipped) == 0
     assert images["rows"].min() > 0
+
+
+@pytest.mark.parametrize("value", ["-3473", "0.5", "-0.1"])
+def test_a_size_that_counts_no_pixels_is_refused(tmp_path, value):
+    path = tmp_path / "headers.csv"
+    path.write_text(f"image_id,rows,columns\na,100,200\nb,100,{value}\n")
+    with pytest.raises(InputError, match=f"headers.csv: column 'columns' has '{value}' where pixels should be counted"):
+        read_header_tables([path])

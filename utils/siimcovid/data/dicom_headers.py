@@ -156,7 +156,11 @@ def read_header_tables(paths: Iterable[Path | str]) -> pd.DataFrame:
         if "image_id" not in table:
             raise InputError(f"{path} has no column 'image_id': give a table with a row per image")
         for column in {"rows", "columns"} & set(table):
-            table[column] = numbers(table, column, path)
+            sizes = numbers(table, column, path)
+            wrong = table[column][(sizes < 0) | (sizes % 1 > 0)]
+            if len(wrong):
+                raise InputError(f"{path}: column {column!r} has {wrong.iloc[0]!r} where pixels should be counted")
+            table[column] = sizes
         table = table[[column for column in table if column in columns]].drop_duplicates("image_id")
         table = table.set_index("image_id").replace("", None)
         joined = table if joined is None else joined.combine_first(table)
