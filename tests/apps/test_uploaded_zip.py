@@ -299,9 +299,9 @@ def test_result_without_study_model_or_detector():
 def test_memory_is_counted_from_where_the_process_begins(tmp_path):
     """What the fork server holds for others is no part of an image; what the image needs is limited all the same."""
     path = tmp_path / "image.png"
-    path.write_bytes(png(np.full((1000, 1000), 7, np.uint8)))
-    small = replace(LIMITS, memory=1 << 10)
-    jobs = [(str(path), None, limits, "The image") for limits in (LIMITS, small)]
+    path.write_bytes(png(np.full((8000, 8000), 7, np.uint8)))  # more than may lie free in the process already
+    large = replace(LIMITS, pixels=100_000_000)
+    jobs = [(str(path), None, limits, "The image") for limits in (large, replace(large, memory=1 << 10))]
     results = dict(run_apart(decode_beside_other_memory, jobs[:1], workers=1, limit=60))
     assert results[jobs[0]][0, 0] == 7
     ((_, refused),) = run_apart(decode_beside_other_memory, jobs[1:], workers=1, limit=60)
