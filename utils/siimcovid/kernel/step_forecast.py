@@ -82,7 +82,8 @@ def forecast(profile: Profile, plan: "RunPlan") -> dict[str, float]:
     if plan.epochs:
         seconds["curves"] = PICTURES["curves"]
     if plan.epochs and profile.held_out:
-        images = {s: profile.held_out * (2 if plan.hflip_tta and s != "study" else 1) for s in plan.stages}
+        passes_of = {s: plan.study_models if s == "study" else 1 + plan.hflip_tta for s in plan.stages}
+        images = {s: profile.held_out * passes_of[s] for s in plan.stages}
         seconds[FIT_ENSEMBLE] = sum(known[s].load + known[s].image * area[s] * images[s] for s in plan.stages)
         seconds[FIT_ENSEMBLE] += FIT_SECONDS * sum(images[s] for s in plan.detectors)
     passes = {s: known[s].load + known[s].image * area[s] * profile.test_images for s in plan.stages}

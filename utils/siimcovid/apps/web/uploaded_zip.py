@@ -95,7 +95,7 @@ def _open(path: Path | str) -> Iterator[zipfile.ZipFile]:
             yield archive
     except (RequestError, MemoryError):
         raise
-    except RuntimeError:  # an unknown compression's NotImplementedError too; an encrypted file without its flag
+    except RuntimeError:  # of a compression that zipfile does not know, or an encrypted file without its flag
         raise RequestError("bad_zip", "The zip is packed in a way that is not known here: pack it anew.") from None
     except Exception:  # a damaged file makes zipfile and its decompressors raise nearly any type
         raise RequestError("bad_zip", "The zip is damaged: pack the images again.") from None
