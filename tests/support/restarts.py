@@ -4,6 +4,7 @@
 and forks a child for each start, which spares the seconds of importing.
 """
 
+import gc
 import os
 import signal
 import sys
@@ -139,6 +140,7 @@ def main(competition_folder: str, weights: str, out: str) -> None:
     weighted_boxes_fusion.fuse(
         predictor.pd.DataFrame(columns=weighted_boxes_fusion.COLUMNS), ["rcnn"]
     )  # compiled for all children
+    gc.freeze()  # what is imported is no garbage: the children need not look through it after each training
     starts = [("whole", ""), *(("killed", point) for point in POINTS), ("killed", "")]
     for folder, point in starts:
         begin = time.monotonic()

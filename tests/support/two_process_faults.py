@@ -5,6 +5,7 @@ they are forks of a server that has imported everything, which spares the second
 """
 
 import errno
+import gc
 import math
 import multiprocessing
 import os
@@ -158,6 +159,7 @@ BY_NAME = {fault.name: fault for fault in FAULTS}
 
 def run_job(path: str, name: str) -> None:
     """One of two processes: multi_gpu.run_job with a fault."""
+    gc.freeze()  # what is imported is no garbage
     fault, out = BY_NAME[name], Path(path).parent
     if fault.rank in (None, int(os.environ["RANK"])):
         owner, function = (training_loop.TrainingLoop, "backward") if fault.step else (train_stage, "fit")
