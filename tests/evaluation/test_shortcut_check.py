@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.presets import DEMO, override
 from siimcovid.data.competition import Competition, read_index
-from siimcovid.data.covering import cover
+from siimcovid.data.cover_markers import cover
 from siimcovid.data.image_memory import ImageMemory
 from siimcovid.evaluation import shortcut_check
 from siimcovid.inference.predictor import predict_images, predict_table, study_probabilities
 from siimcovid.kernel import predict_test_images, scoreboard
 from siimcovid.kernel.kernel_inputs import KernelInputs
-from siimcovid.kernel.parameters import Parameters
+from siimcovid.kernel.notebook_parameters import Parameters
 from siimcovid.kernel.run import LoadedModels, Run
 from siimcovid.kernel.time_budget import TimeBudget
 from support.painted_chest import chest

@@ -12,7 +12,7 @@ from siimcovid.core.configuration import Preset
 from siimcovid.core.errors import InputError
 from siimcovid.core.overrides import leaf_keys
 from siimcovid.core.presets import DEMO
-from siimcovid.kernel.parameters import MODES, check_parameters
+from siimcovid.kernel.notebook_parameters import MODES, check_parameters
 from siimcovid.kernel.recovery import Recovery
 from siimcovid.kernel.run_record import to_json
 from support.fuzzing import fuzz, fuzzed

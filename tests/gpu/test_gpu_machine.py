@@ -12,7 +12,7 @@ from siimcovid.data.image_memory import ImageMemory
 from siimcovid.inference import predictor
 from siimcovid.kaggle.smoke_test import describe_machine, machine_lines
 from siimcovid.kernel import predict_test_images, stage_models, train_models
-from siimcovid.kernel.parameters import Parameters
+from siimcovid.kernel.notebook_parameters import Parameters
 from siimcovid.kernel.run import Run
 from siimcovid.kernel.time_budget import TimeBudget
 from support.tiny_stages import eight_images

@@ -16,7 +16,7 @@ from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.overrides import override
 from siimcovid.core.presets import DEMO, load_preset
 from siimcovid.models import checkpoints, weights_manifest
-from siimcovid.models.unlike_training import SENTENCE
+from siimcovid.models.out_of_distribution import SENTENCE
 from support.tiny_weights import SIDE, write_weights
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (150, 200), dtype=np.uint8)

@@ -7,7 +7,7 @@ import pytest
 
 from siimcovid.apps.command_line import main
 from siimcovid.core.errors import InputError
-from siimcovid.kaggle import kaggle_image, kernel_runs, rehearsal
+from siimcovid.kaggle import docker_image, kernel_runs, rehearsal
 from siimcovid.kaggle.rehearsal_run import Verdict
 from support.bundle_files import write_bundles
 
@@ -26,7 +26,7 @@ def checked(monkeypatch) -> list[dict]:
 
 
 def test_a_check_runs_on_the_newest_and_the_oldest_image(checked, monkeypatch, capsys):
-    monkeypatch.setattr(kaggle_image, "find_python", lambda version: Path("python"))
+    monkeypatch.setattr(docker_image, "find_python", lambda version: Path("python"))
     assert main(["kaggle", "check"]) == 0
     assert [options["image"].name for options in checked] == ["2026-06", "2025-09"]
     assert [options["all_layouts"] for options in checked] == [True, False]  # mounts do not depend on the image
@@ -39,7 +39,7 @@ def test_an_image_whose_python_is_missing_is_named_and_left_out(checked, monkeyp
             raise InputError("no Python 3.12 is installed")
         return Path("python")
 
-    monkeypatch.setattr(kaggle_image, "find_python", find_python)
+    monkeypatch.setattr(docker_image, "find_python", find_python)
     assert main(["kaggle", "check"]) == 0
     assert [options["image"].name for options in checked] == ["2025-09"]
     printed = capsys.readouterr().out

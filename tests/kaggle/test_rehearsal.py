@@ -13,7 +13,7 @@ from siimcovid.core.errors import InputError
 from siimcovid.kaggle import CODE_ARCHIVE, CODE_MARKER, SLUGS, WHEEL_LIST, network_guard, sandbox, wheels_dataset
 from siimcovid.kaggle.build_bundles import PACKAGE
 from siimcovid.kaggle.code_dataset import write_code
-from siimcovid.kaggle.kaggle_image import (
+from siimcovid.kaggle.docker_image import (
     HIDDEN,
     KaggleImage,
     find_image,

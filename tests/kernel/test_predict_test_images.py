@@ -6,10 +6,10 @@ import pytest
 from siimcovid.core.presets import DEMO
 from siimcovid.inference import predictor
 from siimcovid.kernel import predict_test_images
-from siimcovid.kernel.parameters import Parameters
+from siimcovid.kernel.notebook_parameters import Parameters
 from siimcovid.kernel.run import Run
 from siimcovid.kernel.time_budget import TimeBudget
-from siimcovid.models.unlike_training import SENTENCE
+from siimcovid.models.out_of_distribution import SENTENCE
 
 
 def test_every_kind_of_lacking_memory_halves_the_batch(tmp_path, monkeypatch):

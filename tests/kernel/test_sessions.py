@@ -23,7 +23,7 @@ from siimcovid.core.stage_names import SUBMISSION_STAGES
 from siimcovid.evaluation import submission_validator
 from siimcovid.inference import fit_ensemble
 from siimcovid.kernel import kernel_inputs, run_plan, step_profile, steps, train_models, weights_sources
-from siimcovid.kernel.parameters import Parameters
+from siimcovid.kernel.notebook_parameters import Parameters
 from siimcovid.kernel.recovery import Recovery
 from siimcovid.kernel.replanning import Planner
 from siimcovid.kernel.run import Run

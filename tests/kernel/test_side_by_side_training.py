@@ -12,7 +12,7 @@ from siimcovid.core.stage_names import SUBMISSION_STAGES, stage_of
 from siimcovid.data.competition import index_table
 from siimcovid.kernel import earlier_sessions, side_by_side_training, stage_models, train_models
 from siimcovid.kernel.earlier_sessions import Earlier
-from siimcovid.kernel.parameters import Parameters
+from siimcovid.kernel.notebook_parameters import Parameters
 from siimcovid.kernel.queue_forecast import CPU_GAIN, QUEUE, START, Machine
 from siimcovid.kernel.recovery import Recovery
 from siimcovid.kernel.run import Run

@@ -24,7 +24,7 @@ from siimcovid.kernel import (
     time_budget,
     train_models,
 )
-from siimcovid.kernel.parameters import Parameters
+from siimcovid.kernel.notebook_parameters import Parameters
 from siimcovid.kernel.run import Run
 from siimcovid.kernel.run_plan import RunPlan, apply_plan, dropped, fit_plan, plan_of_preset
 from siimcovid.kernel.run_summary import summary

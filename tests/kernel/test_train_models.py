@@ -6,7 +6,7 @@ import pytest
 
 from siimcovid.core.presets import DEMO
 from siimcovid.kernel import stage_models, train_models
-from siimcovid.kernel.parameters import Parameters
+from siimcovid.kernel.notebook_parameters import Parameters
 from siimcovid.kernel.run import Run
 from siimcovid.kernel.time_budget import TimeBudget
 

@@ -2,11 +2,11 @@
 
 The report names shortcuts as a risk (section 2.3, after DeGrave, Janizek and Lee 2021): hospitals burn in their own
 markers at their own place, and their borders differ; where a hospital sent mostly one study label, the marker predicts
-it. `data.covering.cover` removes borders and markers from an image, and `compare` measures how much the score falls.
-After a large fall the score cannot be trusted on images of another hospital. A small one is no proof: what is not
-covered, as black letters on a white disc, a frame wider than covering.BORDER or the patient's position, may still be a
-shortcut; and part of a fall comes from covered images being unlike those of training, and from the chest within the
-margin.
+it. `data.cover_markers.cover` removes borders and markers from an image, and `compare` measures how much the score
+falls. After a large fall the score cannot be trusted on images of another hospital. A small one is no proof: what is
+not covered, as black letters on a white disc, a frame wider than cover_markers.BORDER or the patient's position, may
+still be a shortcut; and part of a fall comes from covered images being unlike those of training, and from the chest
+within the margin.
 
 Out: shortcuts.json: {"studies": their number, "as they are", "covered" and "fall": {study label or "mean": average
 precision, null where no study has the study label}}.

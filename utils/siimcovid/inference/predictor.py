@@ -30,8 +30,8 @@ from siimcovid.data.image_cache import read
 from siimcovid.data.image_memory import HeldImages, ImageMemory
 from siimcovid.data.resize import centre_crop
 from siimcovid.models.backbone import for_inference
+from siimcovid.models.out_of_distribution import UNLIKE
 from siimcovid.models.study_classifier import probabilities
-from siimcovid.models.unlike_training import UNLIKE
 
 DETECTION_COLUMNS = ["image_id", "model", "score", "x1", "y1", "x2", "y2"]
 

@@ -34,7 +34,7 @@ from siimcovid.inference.ensemble import combine
 from siimcovid.inference.model_outputs import ModelOutputs
 from siimcovid.inference.predictor import DETECTION_COLUMNS, predict_images, unlike_images
 from siimcovid.models import checkpoints, weights_manifest
-from siimcovid.models.unlike_training import SENTENCE
+from siimcovid.models.out_of_distribution import SENTENCE
 
 #: Stands in every output.
 RESEARCH_NOTICE = "Research software, not for diagnosis."

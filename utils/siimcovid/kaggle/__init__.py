@@ -10,8 +10,8 @@ folders, the kernel on Kaggle, or the list of faults that a rehearsal found.
 `push_to_kaggle.py` uploads them, and `kernel_runs.py` follows the run: its status, output and submission, both through
 Kaggle's own client (kaggle_client.py). In the kernel, `install_wheels.py` runs in the first cell; `smoke_test.py` is
 the smoke kernel. `rehearsal.py` executes the bundles as Kaggle would, a run at a time (rehearsal_run.py):
-kaggle_image.py is Kaggle's Python (versions in images/), sandbox.py its machine, network_guard.py the missing network;
-rehearsal_inputs.py and repack_wheels.py give it inputs.
+docker_image.py is Kaggle's Python (versions in docker_images/), sandbox.py its machine, network_guard.py the missing
+network; rehearsal_inputs.py and repack_wheels.py give it inputs.
 """
 
 #: The three datasets: folder name -> slug on Kaggle, which is also the folder name of the mount.

@@ -17,7 +17,7 @@ from siimcovid.core.files import write_json
 from siimcovid.kaggle import CODE_ARCHIVE, KERNEL, OWNER_PLACEHOLDER, SLUGS, sandbox, wheels_dataset
 from siimcovid.kaggle.build_bundles import PACKAGE, Repository, assembled, build, missing_bundles, size_line
 from siimcovid.kaggle.code_dataset import write_code
-from siimcovid.kaggle.kaggle_image import KaggleImage, here, install_image, link_environment
+from siimcovid.kaggle.docker_image import KaggleImage, here, install_image, link_environment
 from siimcovid.kaggle.kaggle_metadata import DATASET_FILE, KERNEL_FILE, check_kernel, dataset_metadata, read_json
 from siimcovid.kaggle.kernel_folder import write_kernel
 from siimcovid.kaggle.rehearsal_inputs import (

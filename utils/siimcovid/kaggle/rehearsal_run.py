@@ -1,6 +1,6 @@
 """One rehearsal of the kernel: its notebook runs as on Kaggle, and what it left is held against the rules.
 
-papermill executes the notebook, as Kaggle does, in a Python like Kaggle's (kaggle_image.py), where only
+papermill executes the notebook, as Kaggle does, in a Python like Kaggle's (docker_image.py), where only
 /kaggle/working, /kaggle/temp, /tmp and Jupyter's own folder can be written, HOME is an empty folder, and there is no
 network (sandbox.py, network_guard.py). The competition's test folder is not the visible one (rehearsal_inputs.py).
 """

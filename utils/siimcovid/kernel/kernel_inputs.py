@@ -19,7 +19,7 @@ from siimcovid.core.stage_names import stage_of
 from siimcovid.data.competition import Competition, index_table, load
 from siimcovid.data.dicom_headers import image_id_of
 from siimcovid.evaluation import submission_csv
-from siimcovid.kernel.parameters import Parameters
+from siimcovid.kernel.notebook_parameters import Parameters
 from siimcovid.kernel.recovery import Recovery
 from siimcovid.kernel.replanning import Planner
 

@@ -185,7 +185,7 @@ def classify(run: Run) -> pd.DataFrame:
 def note_unlike(run: Run, table: pd.DataFrame) -> None:
     """Record a notice for each image that is unlike those that the study model learnt from; its rows stay."""
     from siimcovid.inference.predictor import unlike_images
-    from siimcovid.models.unlike_training import SENTENCE
+    from siimcovid.models.out_of_distribution import SENTENCE
 
     before = run.record.notices[run.record.notices["notice"] != SENTENCE]
     found = pd.DataFrame({"image_id": unlike_images(table), "notice": SENTENCE}, columns=before.columns)
@@ -211,7 +211,7 @@ def image_study_probs(run: Run, step: str, change: Callable | None = None) -> pd
 
 def classify_covered(run: Run) -> pd.DataFrame | None:
     """As `classify`, of images without their markers and borders; None without a model or the time for it."""
-    from siimcovid.data.covering import cover
+    from siimcovid.data.cover_markers import cover
     from siimcovid.inference.predictor import study_probabilities
 
     seconds = 2 * run.record.seconds.get("classify", 0.0)  # covering an image takes no longer than predicting it

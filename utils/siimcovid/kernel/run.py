@@ -14,7 +14,7 @@ from siimcovid.core.paths import scratch_folder
 from siimcovid.data.competition import Competition
 from siimcovid.data.image_memory import PREDICTION_BYTES, ImageMemory
 from siimcovid.kernel.kernel_inputs import KernelInputs
-from siimcovid.kernel.parameters import Parameters
+from siimcovid.kernel.notebook_parameters import Parameters
 from siimcovid.kernel.recovery import Recovery
 from siimcovid.kernel.replanning import Planner
 from siimcovid.kernel.run_plan import RunPlan

@@ -28,7 +28,7 @@ from siimcovid.core.device import gpu_count, gpu_fault
 from siimcovid.data import competition
 from siimcovid.kernel import kernel_inputs, scoreboard
 from siimcovid.kernel.fit_ensemble_step import fit_ensemble
-from siimcovid.kernel.parameters import check_parameters
+from siimcovid.kernel.notebook_parameters import check_parameters
 from siimcovid.kernel.predict_test_images import classify, detect
 from siimcovid.kernel.prepare_images import prepare
 from siimcovid.kernel.recovery import Recovery
@@ -86,8 +86,8 @@ def start(
 ) -> Run:
     """Check the parameters, find the inputs, read the index and write the first, valid submission.
 
-    The arguments are the notebook's parameters, of whatever type: see parameters.py. `started` is the moment, by the
-    source `now`, from which the hours are counted; without it they begin here.
+    The arguments are the notebook's parameters, of whatever type: see notebook_parameters.py. `started` is the moment,
+    by the source `now`, from which the hours are counted; without it they begin here.
     """
     given = {
         "competition_dir": competition_dir,

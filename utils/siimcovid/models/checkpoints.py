@@ -14,10 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from siimcovid.core.allocator import keep_freed_memory
 from siimcovid.core.configuration import STAGES
 from siimcovid.core.errors import InputError
 from siimcovid.core.files import atomic_path, write_json
+from siimcovid.core.memory_allocator import keep_freed_memory
 from siimcovid.core.overrides import from_dict, to_dict
 from siimcovid.models.backbone import for_inference
 from siimcovid.models.fast_convolutions import with_fast_convolutions
@@ -31,7 +31,7 @@ def build_model(stage: str, config: Any) -> nn.Module:
     """The stage's model with random weights: `build` of the stage's module in `siimcovid.models`, one of STAGES.
 
     Its convolutions are those of fast_convolutions.py. From then on the process keeps the memory of its tensors, see
-    allocator.py.
+    memory_allocator.py.
     """
     keep_freed_memory()
     model = importlib.import_module(f"siimcovid.models.{MODULES.get(stage, stage)}").build(config)

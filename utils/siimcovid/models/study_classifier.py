@@ -15,7 +15,7 @@ from siimcovid.core.configuration import StudyConfig
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.models.backbone import build_backbone, normalise
-from siimcovid.models.unlike_training import UnlikeTraining
+from siimcovid.models.out_of_distribution import UnlikeTraining
 
 #: Place among a backbone's maps of the one that the boxes are drawn from: stride 16.
 MASK_STAGE = 3

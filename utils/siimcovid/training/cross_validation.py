@@ -37,7 +37,7 @@ from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.overrides import override, to_dict
 from siimcovid.core.tables import read_csv
 from siimcovid.data import duplicates
-from siimcovid.data.covering import cover
+from siimcovid.data.cover_markers import cover
 from siimcovid.data.folds import split
 from siimcovid.evaluation import shortcut_check
 from siimcovid.inference.predictor import predict_table, study_probabilities

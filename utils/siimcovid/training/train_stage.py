@@ -31,7 +31,7 @@ from siimcovid.inference import choose_ensemble
 from siimcovid.inference.predictor import predict_table, study_probabilities
 from siimcovid.models import checkpoints, initial_weights
 from siimcovid.models.backbone import for_inference, normalise
-from siimcovid.models.unlike_training import describe
+from siimcovid.models.out_of_distribution import describe
 from siimcovid.training.frozen_features import FeatureCache, FrozenFeatures
 from siimcovid.training.training_identity import Identity, is_finished, stage_identity
 from siimcovid.training.training_loop import print_warning, train
@@ -108,7 +108,7 @@ def fit(
 
 
 def learn_typical(stage: str, config: Any, model: nn.Module, samples: ImageDataset) -> None:
-    """Show a trained study model as many of its training images as `typical_images` says, see unlike_training.py."""
+    """Show a trained study model as many of its images as `typical_images` says, see out_of_distribution.py."""
     if stage != "study" or not config.typical_images or len(samples) < 2:
         return
     order = np.random.default_rng(samples.seed).permutation(len(samples))

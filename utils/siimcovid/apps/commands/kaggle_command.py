@@ -110,7 +110,7 @@ def _build(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     from siimcovid.core.errors import InputError
     from siimcovid.core.files import make_folder
-    from siimcovid.kaggle.kaggle_image import find_image, find_python, images
+    from siimcovid.kaggle.docker_image import find_image, find_python, images
     from siimcovid.kaggle.rehearsal import check
 
     begin, failed = time.monotonic(), False

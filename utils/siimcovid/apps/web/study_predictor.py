@@ -22,7 +22,7 @@ from siimcovid.inference.predictor import unlike_images
 from siimcovid.inference.trained_model import TrainedModel
 from siimcovid.inference.weighted_boxes_fusion import COLUMNS, ENSEMBLE, none_confidence
 from siimcovid.models.onnx_engine import in_pytorch
-from siimcovid.models.unlike_training import SENTENCE
+from siimcovid.models.out_of_distribution import SENTENCE
 
 BOX_KEYS = ("score", "left", "top", "right", "bottom")
 

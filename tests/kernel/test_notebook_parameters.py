@@ -9,7 +9,7 @@ import pytest
 
 from siimcovid.core.errors import InputError
 from siimcovid.core.presets import DEMO, FULL
-from siimcovid.kernel.parameters import Parameters, check_parameters
+from siimcovid.kernel.notebook_parameters import Parameters, check_parameters
 from siimcovid.kernel.recovery import Recovery
 
 ANY = object()  # a value of no use for any parameter

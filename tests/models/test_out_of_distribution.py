@@ -5,7 +5,15 @@ import pytest
 import torch
 from torch.nn import functional
 
-from siimcovid.models.unlike_training import BANDS, MARGIN, NEAREST, UnlikeTraining, bands, describe, mirrored_columns
+from siimcovid.models.out_of_distribution import (
+    BANDS,
+    MARGIN,
+    NEAREST,
+    UnlikeTraining,
+    bands,
+    describe,
+    mirrored_columns,
+)
 
 CHANNELS = [2, 2, 2, 3, 8]
 

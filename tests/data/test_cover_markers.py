@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from siimcovid.data.covering import cover, markers
+from siimcovid.data.cover_markers import cover, markers
 from support.painted_chest import chest
 
 #: Where the letter stands: rows, columns, as shares.

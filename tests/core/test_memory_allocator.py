@@ -8,7 +8,7 @@ import pytest
 SCRIPT = """
 import resource, sys
 import numpy as np
-from siimcovid.core.allocator import keep_freed_memory
+from siimcovid.core.memory_allocator import keep_freed_memory
 kept = keep_freed_memory() if sys.argv[1] == "keep" else True
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 np.ones(80 << 20, np.uint8)  # larger than what glibc ever keeps by itself
