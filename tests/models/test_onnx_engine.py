@@ -17,7 +17,7 @@ from siimcovid.models import checkpoints, onnx_engine
 from siimcovid.models.backbone import for_inference, normalise
 from siimcovid.models.onnx_engine import OnnxModel, in_pytorch, with_onnx
 from siimcovid.models.out_of_distribution import describe
-from siimcovid.models.roi_pooling import pool
+from siimcovid.models.roi_align_inference import pool
 
 SIDE = 64
 

@@ -17,8 +17,8 @@ from torchvision.ops import complete_box_iou_loss
 
 from siimcovid.core.configuration import RcnnConfig
 from siimcovid.models.backbone import normalise
-from siimcovid.models.box_pooling import BoxPooling
 from siimcovid.models.feature_pyramid import Pyramid
+from siimcovid.models.roi_align_training import BoxPooling
 
 
 class CompleteIouHeads(RoIHeads):

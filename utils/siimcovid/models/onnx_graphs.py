@@ -15,7 +15,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 
 from siimcovid.models.backbone import normalise
-from siimcovid.models.roi_pooling import pool
+from siimcovid.models.roi_align_inference import pool
 
 if TYPE_CHECKING:
     from siimcovid.models.faster_rcnn import Rcnn

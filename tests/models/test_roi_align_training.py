@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.ops import MultiScaleRoIAlign
 
-from siimcovid.models.box_pooling import LARGEST_MAP, BoxPooling
+from siimcovid.models.roi_align_training import LARGEST_MAP, BoxPooling
 
 #: xyxy in pixels of an image of 128: ordinary ones, thin and tiny ones, one across the border, the whole image.
 BOXES = [
