@@ -112,6 +112,17 @@ def test_a_third_detector_is_a_name_in_the_settings(folders, tmp_path):
     assert "it needs 1 for each of the detectors rcnn, yolo, retinanet" in wrong.degraded[0]["reason"]
 
 
+def test_no_more_study_models_are_asked_for_than_the_weights_hold(folders, tmp_path):
+    """A preset may train two, and the weights be of one that trains one; training asks for all."""
+    run = start(folders, tmp_path, study_models=2)
+    assert run.plan.models(["study"]) == ["study"]
+    steps.fit(run)
+    assert run.degraded == []
+    given = str(folders / "competition"), str(folders / "weights"), str(tmp_path / "trained")
+    trained = steps.start(*given, "demo", "finetune", overrides={"study_models": 2})
+    assert trained.plan.models(["study"]) == ["study", "study.1"]
+
+
 def test_a_gpu_that_fails_is_named_and_the_run_goes_on(folders, tmp_path, monkeypatch):
     monkeypatch.setattr(steps, "gpu_fault", lambda: "Tesla P100 (sm_60) fails its first operation under torch: …")
     run = start(folders, tmp_path)
