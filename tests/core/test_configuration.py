@@ -201,22 +201,6 @@ def test_every_number_has_a_range():
                     override(DEMO, {key: wrong})
 
 
-def test_the_second_study_model_has_its_own_network_and_sides():
-    """The others are the first again, each by a seed of its own."""
-    preset = load_preset("demo", {"study_models": 3, "study.size": 224, "study.infer_size": 256, "seed": 7})
-    assert preset.of_study_model(1) == replace(preset, repetition=1)  # by default no other
-    changes = {"second_study.backbone": "efficientnet_lite2", "second_study.scale": 1.15}
-    preset = override(preset, changes)
-    first, second, third = map(preset.of_study_model, range(3))
-    assert first == preset
-    assert second.study == replace(preset.study, backbone="efficientnet_lite2", size=256, infer_size=288)
-    assert third.study == preset.study
-    assert [p.training_seed for p in (first, second, third)] == [7, 8, 9]
-    for side, scale, expected in ((40, 0.25, 32), (8192, 4, 8192), (250, 1, 250)):
-        changed = override(preset, {"study.size": side, "second_study.scale": scale})
-        assert changed.of_study_model(1).study.size == expected
-
-
 def test_a_number_of_too_many_digits():
     with pytest.raises(InputError, match="not a number of more than"):
         override(DEMO, {"seed": 10**5000})

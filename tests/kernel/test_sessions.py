@@ -15,9 +15,7 @@ from pathlib import Path
 import pytest
 
 from siimcovid.core import paths
-from siimcovid.core.configuration import Preset
 from siimcovid.core.errors import InputError
-from siimcovid.core.overrides import override
 from siimcovid.core.presets import DEMO
 from siimcovid.core.stage_names import SUBMISSION_STAGES
 from siimcovid.evaluation import submission_validator
@@ -207,11 +205,11 @@ def output(folder: Path, stages: tuple[str, ...], finished: bool = True, identit
     return weights
 
 
-def found(root: Path, monkeypatch, preset: Preset = DEMO, **given) -> tuple[kernel_inputs.KernelInputs, Recovery]:
+def found(root: Path, monkeypatch, **given) -> tuple[kernel_inputs.KernelInputs, Recovery]:
     """The weights folders below `root`, as a run finds them."""
     monkeypatch.setattr(paths, "KAGGLE_INPUT", root / "input")
     inputs, recovery = kernel_inputs.KernelInputs(), Recovery()
-    parameters = Parameters(root / "out", preset=preset, **given)
+    parameters = Parameters(root / "out", preset=DEMO, **given)
     kernel_inputs.find_weights(inputs, parameters, recovery)
     planner = Planner(parameters.preset, parameters.mode == "finetune")
     kernel_inputs.read_fitted_ensemble(inputs, planner, parameters, recovery)
@@ -248,21 +246,6 @@ def test_outputs_alone_are_no_start_for_a_session_and_one_for_a_single_run(tmp_p
     inputs, _ = found(tmp_path, monkeypatch, mode="finetune", sessions=2)
     assert inputs.starts == [tmp_path / "out" / "imagenet"]
     assert found(tmp_path, monkeypatch, mode="finetune")[0].starts == [earlier]
-
-
-def test_the_second_study_models_network_comes_from_its_package(tmp_path, monkeypatch):
-    dataset = write_weights(tmp_path / "input" / "weights", ("rcnn",))
-    other = override(DEMO, {"second_study.backbone": "efficientnet_lite2"})
-    assert found(tmp_path, monkeypatch, other, mode="finetune")[0].starts == [dataset]  # there is none
-    two = override(other, {"study_models": 2})
-    assert found(tmp_path, monkeypatch, two)[0].starts == [dataset]  # for training only
-    inputs, recovery = found(tmp_path, monkeypatch, two, mode="finetune")
-    assert inputs.starts == [dataset, tmp_path / "out" / "imagenet"]
-    assert recovery.degraded == []
-    second = two.of_study_model(1).study
-    assert weights_sources.start_folder(inputs.starts, "study", second) == tmp_path / "out" / "imagenet"
-    published_weights.import_weights("efficientnet_lite2", None, dataset)
-    assert found(tmp_path, monkeypatch, two, mode="finetune")[0].starts == [dataset]
 
 
 @pytest.mark.parametrize(("identity", "first"), [("one", 1), ("another", 2)])

@@ -11,7 +11,7 @@ import pytest
 
 from siimcovid.core.errors import InputError
 from siimcovid.core.presets import load_preset
-from siimcovid.core.stage_names import DETECTORS, SUBMISSION_STAGES, stage_of
+from siimcovid.core.stage_names import DETECTORS, SUBMISSION_STAGES
 from siimcovid.data import image_cache
 from siimcovid.evaluation import submission_validator
 from siimcovid.inference import predictor
@@ -194,52 +194,27 @@ def test_further_study_models_go_before_epochs():
     assert plan_of_preset(of_folds, ("yolo",), trained=True).study_models == 1
 
 
-def test_a_second_study_model_of_another_network_has_a_price_of_its_own(tmp_path):
-    two = replace(REQUESTED, study_models=2)
-    dearer = StageProfile(once=20, epoch=2, load=6, image=0.3)
-    profile = replace(PROFILE, held_out=50, stages={**PROFILE.stages, "study.1": dearer})
-    seconds, single = forecast(profile, two), forecast(replace(PROFILE, held_out=50), two)
-    assert seconds["fit study"] == single["fit study"]
-    assert seconds["fit study.1"] == 20 + 40 * 2
-    assert seconds["classify"] == (5 + 100 * 0.1) + (6 + 100 * 0.3)
-    assert seconds["fit_ensemble"] - single["fit_ensemble"] == pytest.approx((6 + 50 * 0.3) - (5 + 50 * 0.1))
-    run = Run(
-        Parameters(tmp_path, preset=load_preset("demo", {"study_models": 2}), mode="finetune"),
-        TimeBudget(9.0, now=Time()),
-    )
-    run.planner.profile = profile
-    run.planner.correct("study.1", 0.6, {"rcnn"})
-    run.planner.correct_training("study.1", 2 * (20 + 40 * 2))
-    assert run.planner.profile.stages["study.1"] == StageProfile(once=40, epoch=4, load=6, image=0.6)
-    assert run.planner.profile.stages["study"] == PROFILE.stages["study"]
-    assert run.planner.profile.stages["rcnn"].image == 2  # what slowed one slows what has predicted nothing yet
-
-
-def test_what_is_measured_is_one_of_each_kind_whatever_lies_there(tmp_path, monkeypatch):
-    """Also where a checkpoint of other settings lies in the model's place: its training costs something."""
+def test_a_stage_is_tried_whatever_lies_in_its_models_place(tmp_path, monkeypatch):
+    """Where that is of other settings, or one of several models, training costs something."""
     small = {"rcnn.training.epochs": 2, "yolo.training.epochs": 2, "study.training.epochs": 2, "cache_size": 64}
     small |= {f"{stage}.{side}": 64 for stage in SUBMISSION_STAGES for side in ("size", "infer_size")}
-    small |= {"study_models": 3, "second_study.scale": 2}
     write_competition(tmp_path / "competition", train_studies=8, test_studies=2, seed=1, scale=0.03)
     weights = write_weights(tmp_path / "weights", SUBMISSION_STAGES)
     trials = []
 
     def fit(run, name, preset, images, out, may_start_epoch, **options):
-        trials.append((name, preset.study.size, preset.repetition))
-        training = fake_training(Time(), 8.0, weights)
-        return training(stage_of(name), preset, images, run.cache, None, out, may_start_epoch)
+        trials.append(name)
+        return fake_training(Time(), 8.0, weights)(name, preset, images, run.cache, None, out, may_start_epoch)
 
     monkeypatch.setattr(stage_models, "fit", fit)
     given = str(tmp_path / "competition"), str(weights), str(tmp_path / "out")
     run = steps.start(*given, "demo", "finetune", overrides=small)
-    for name in ("study", "study.1"):
-        path = stage_models.own(run, name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes((weights / "study.safetensors").read_bytes())
+    path = stage_models.own(run, "study")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes((weights / "study.safetensors").read_bytes())
     steps.plan(run)
     assert run.degraded == []
-    assert trials == [("rcnn", 64, 0), ("yolo", 64, 0), ("study", 64, 0), ("study.1", 128, 1)]
-    assert set(run.planner.profile.stages) == {"rcnn", "yolo", "study", "study.1"}
+    assert trials == ["rcnn", "yolo", "study"]
     assert all(measured.epoch > 0 for measured in run.planner.profile.stages.values())
 
 
@@ -342,16 +317,16 @@ def test_a_slower_pass_makes_later_ones_dearer_and_a_faster_one_does_not(tmp_pat
         {"rcnn": 3.0, "yolo": 3.0, "study": 0.3}
     )
     run.planner.correct("yolo", 1.5, {"study"})
-    assert run.planner.profile.of_model("study").image == pytest.approx(0.3)
-    assert run.planner.profile.of_model("yolo").image == 1.5
+    assert run.planner.profile.stage("study").image == pytest.approx(0.3)
+    assert run.planner.profile.stage("yolo").image == 1.5
 
 
 def test_training_that_took_longer_makes_further_models_of_its_stage_dearer(tmp_path):
     run, _ = planned(tmp_path, rcnn=10, yolo=20, study=40)
     run.planner.correct_training("study", 8 * (10 + 40 * 1))
-    assert run.planner.profile.of_model("study") == StageProfile(once=80, epoch=8, load=5, image=0.1)
+    assert run.planner.profile.stage("study") == StageProfile(once=80, epoch=8, load=5, image=0.1)
     run.planner.correct_training("rcnn", 1.0)  # it was finished by an earlier run
-    assert run.planner.profile.of_model("rcnn") == PROFILE.stages["rcnn"]
+    assert run.planner.profile.stage("rcnn") == PROFILE.stages["rcnn"]
 
 
 def test_a_stage_that_could_not_be_measured_is_not_free():
@@ -535,18 +510,18 @@ def test_models_slower_than_measured_are_stopped_by_the_clock(slow):
 
 def test_a_stage_whose_trial_fails_is_planned_for(slow, monkeypatch):
     """Its steps cost what the dearest of the others costs, instead of nothing; the study model is not starved."""
-    real = step_profile._model
+    real = step_profile._stage
 
     def broken(run, stage, test):
         if stage == "yolo":
             raise RuntimeError("the trial failed")
         return real(run, stage, test)
 
-    monkeypatch.setattr(step_profile, "_model", broken)
+    monkeypatch.setattr(step_profile, "_stage", broken)
     monkeypatch.setattr(Run, "degraded", [])  # `slow` wants a run without faults
     run = slow(0.1, predict_images=lambda side: 10 * (side / SIDE) ** 2)
     assert run.recovery.degraded[0]["reason"] == "the trial failed"
-    assert run.planner.profile.of_model("yolo").image == pytest.approx(10, rel=0.2)
+    assert run.planner.profile.stage("yolo").image == pytest.approx(10, rel=0.2)
     assert len(run.record.dropped) >= 1
     assert run.record.by_priors == 0
     assert run.budget.spent() <= run.budget.hours * 3600

@@ -72,7 +72,7 @@ def test_a_trained_backbone_goes_before_the_published_one(imagenet, tmp_path):
 
 
 def test_a_study_model_of_another_network_is_no_start(imagenet, tmp_path):
-    """As a run's first is none for its second."""
+    """Few of its tensors would fit, and training would begin from random ones."""
     torch.manual_seed(0)
     path, second = tmp_path / "study.safetensors", replace(DEMO.study, backbone="shufflenet_v2_x0_5")
     checkpoints.save(path, checkpoints.build_model("study", DEMO.study), "study", DEMO.study, {"finished": True})

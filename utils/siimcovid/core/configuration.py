@@ -7,7 +7,7 @@ together is in the methods `check_values`. This module imports no torch.
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_type_hints
 
 from siimcovid.core import overrides
@@ -318,20 +318,6 @@ class StudyConfig:
             )
 
 
-@dataclass(frozen=True)
-class SecondStudyConfig:
-    """What the second of several study models changes of the first: another network errs elsewhere."""
-
-    backbone: str = ""  # empty for the first one's
-    scale: Annotated[float, Range(0.25, 4)] = 1.0  # of the first one's sides, to the next multiple of 32 pixels
-
-    def change(self, first: StudyConfig) -> StudyConfig:
-        """The configuration of the second model."""
-        sides = {key: 32 * round(getattr(first, key) * self.scale / 32) for key in ("size", "infer_size")}
-        sides = {key: min(max(32, side), 8192) for key, side in sides.items() if self.scale != 1}
-        return replace(first, backbone=self.backbone or first.backbone, **sides)
-
-
 #: The detectors there are: models/<name>.py each.
 Detector = Literal["rcnn", "yolo", "retinanet"]
 
@@ -402,7 +388,6 @@ class Preset:
     pseudo: PseudoLabelConfig = field(default_factory=PseudoLabelConfig)
     members: Count = 1  # models of each stage, a fold ensemble: each is trained without a fold of its own
     study_models: Count = 1  # without a fold ensemble: so many on the same images, each from a seed of its own
-    second_study: SecondStudyConfig = field(default_factory=SecondStudyConfig)  # of study_models
     folds: Annotated[int, Range(2)] = 5
     fold: CountOrNone = 0  # held out where a stage validates, or all do by `hold_out`
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
@@ -416,11 +401,6 @@ class Preset:
     def stages(self) -> tuple[str, ...]:
         """The stages whose predictions make a submission."""
         return (*self.fusion.detectors, "study")
-
-    def of_study_model(self, number: int) -> "Preset":
-        """The preset that study model `number` (from 0) of `study_models` is trained with: each by its own seed."""
-        study = self.second_study.change(self.study) if number == 1 else self.study
-        return replace(self, repetition=number, study=study).check()
 
     @property
     def training_seed(self) -> int:

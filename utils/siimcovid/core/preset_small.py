@@ -16,7 +16,6 @@ from siimcovid.core.configuration import (
     Preset,
     RcnnConfig,
     RetinanetConfig,
-    SecondStudyConfig,
     StudyConfig,
     Training,
     YoloConfig,
@@ -69,10 +68,7 @@ SMALL = Preset(
         ),
         label_power=0.35,
     ),
-    # On that fold the mean of EfficientNet-Lite0 and Lite2 has a study mAP of .559 and an accuracy of .676, that of two
-    # Lite0 of .550 and .666, and Lite2 alone of .556 and .677. Lite2 was published for 260 pixels, Lite0 for 224.
     study_models=2,
-    second_study=SecondStudyConfig(backbone="efficientnet_lite2", scale=1.15),
     hold_out=True,
     backbone=BackboneConfig(
         training=Training(
@@ -239,7 +235,6 @@ DEMO = replace(
         label_power=0.35,
     ),
     study_models=1,
-    second_study=SecondStudyConfig(),
     hold_out=False,
     rcnn=replace(
         SMALL.rcnn,

@@ -5,7 +5,7 @@ copies in this run's weights/, or the folder from which a training resumes. A mo
 identity (training/training_identity.py) is the one that this run would train.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,15 +86,15 @@ def trained_epochs(run: Run) -> dict[str, int]:
     return epochs
 
 
-def finished_checkpoint(run: Run, names: Sequence[str]) -> Path | None:
-    """A finished checkpoint of the first of some models of a stage; None where one of them needs training."""
-    epochs, wanted, first = trained_epochs(run), run.plan.epochs.get(stage_of(names[0]), 0), names[0]
-    if not wanted or any(epochs.get(name, 0) < wanted for name in names):
+def finished_checkpoint(run: Run, stage: str) -> Path | None:
+    """A finished checkpoint of a stage of which no model needs training any more; None where one does, see above."""
+    epochs, wanted = trained_epochs(run), run.plan.epochs.get(stage, 0)
+    if not wanted or any(epochs.get(name, 0) < wanted for name in run.plan.models([stage])):
         return None
-    own = stage_models.own(run, first)
-    paths = [folder / own.name for folder in (own.parent, *_places(run, first))]
+    own = stage_models.own(run, stage)
+    paths = [folder / own.name for folder in (own.parent, *_places(run, stage))]
     done = (path for path in paths if path.is_file() and not weights_sources.is_unfinished(path))
-    return next((path for path in done if _same_settings(weights_sources.facts_of(path), run, first)), None)
+    return next((path for path in done if _same_settings(weights_sources.facts_of(path), run, stage)), None)
 
 
 def _same_settings(facts: Mapping[str, Any], run: Run, name: str) -> bool:

@@ -159,7 +159,6 @@ def find_weights(inputs: KernelInputs, parameters: Parameters, recovery: Recover
         inputs.starts = [folder for folder in usable if folder not in inputs.earlier]
         if not inputs.starts and parameters.mode == "finetune":
             inputs.starts = _other_starts(parameters, inputs.earlier)
-        inputs.starts = inputs.starts + _start_of_second_study(parameters, inputs.starts)
         inputs.models = weights_sources.model_folders(usable, _pass_over(recovery))
         if len({*usable, *inputs.starts}) > 1:
             _print_sources(inputs, parameters)
@@ -184,10 +183,10 @@ def _from_package(parameters: Parameters) -> bool:
     return parameters.mode == "finetune" and parameters.preset.rcnn.backbone == "efficientnet_lite0"
 
 
-def _import_weights(parameters: Parameters, name: str = "efficientnet_lite0") -> Path:
+def _import_weights(parameters: Parameters) -> Path:
     from siimcovid.models import published_weights
 
-    return published_weights.import_weights(name, None, parameters.output_dir / "imagenet").parent
+    return published_weights.import_weights("efficientnet_lite0", None, parameters.output_dir / "imagenet").parent
 
 
 def _other_starts(parameters: Parameters, earlier: list[Path]) -> list[Path]:
@@ -199,20 +198,6 @@ def _other_starts(parameters: Parameters, earlier: list[Path]) -> list[Path]:
     if parameters.sessions == 1:
         return earlier
     return [_import_weights(parameters)] if _from_package(parameters) else []
-
-
-def _start_of_second_study(parameters: Parameters, starts: list[Path]) -> list[Path]:
-    """A folder with the network of the second study model, where no other has it and an installed package does."""
-    from siimcovid.models import weights_manifest
-    from siimcovid.models.lite_backbone import is_packaged
-
-    preset, name = parameters.preset, parameters.preset.second_study.backbone
-    if parameters.mode != "finetune" or preset.study_models == 1 or not is_packaged(name):
-        return []
-    if any(f"{name}.safetensors" in weights_manifest.read_manifest(folder) for folder in starts):
-        return []
-    folder = _import_weights(parameters, name)
-    return [] if folder in starts else [folder]
 
 
 def _with_manifest(folders: list[Path], recovery: Recovery) -> list[Path]:

@@ -60,9 +60,9 @@ def predict_with(
     if missed:
         run.record.end(f"{name} predicts {len(run.test) - missed} of {len(run.test)} images")
     elif len(run.test) and change is None:
-        seconds = run.budget.now() - begin - run.planner.profile.of_model(model).load
+        seconds = run.budget.now() - begin - run.planner.profile.stage(stage).load
         later = set(run.plan.stages) - {stage_of(done) for done in run.predictions.predicted} - {stage}
-        run.planner.correct(model, max(0.0, seconds) / len(run.test), later)
+        run.planner.correct(stage, max(0.0, seconds) / len(run.test), later)
     for images, what in (
         (outputs.unreadable, "have no whole picture"),
         (outputs.not_finite, "give numbers not finite"),

@@ -122,24 +122,23 @@ class Planner:
             raise MemoryError(f"memory does not suffice to train {stage} on single images")
         self._take(replace(self.plan, batch={**self.plan.batch, stage: batch}))
 
-    def correct(self, name: str, image: float, not_measured: Collection[str]) -> None:
-        """Take over the seconds of a test image that a whole pass of a model took, see step_forecast.corrected."""
-        area = self.plan.scale.get(stage_of(name), 1.0) ** 2
-        self.profile = corrected(self.profile, name, image / area, not_measured)
+    def correct(self, stage: str, image: float, not_measured: Collection[str]) -> None:
+        """Take over the seconds of a test image that a whole pass of a stage took, see step_forecast.corrected."""
+        area = self.plan.scale.get(stage, 1.0) ** 2
+        self.profile = corrected(self.profile, stage, image / area, not_measured)
 
-    def correct_training(self, name: str, seconds: float) -> None:
+    def correct_training(self, stage: str, seconds: float) -> None:
         """Take over that training a model took so many seconds: further models of its stage are no cheaper.
 
         Fewer seconds than foreseen change nothing: an earlier run may have done a part of them.
         """
-        stage = stage_of(name)
         area = self.plan.scale.get(stage, 1.0) ** 2
-        measured = self.profile.of_model(name)
+        measured = self.profile.stage(stage)
         foreseen = training_seconds(measured, self.plan.epochs.get(stage, 0)) * area
         if seconds > foreseen > 0:
             slower = measured.scaled(seconds / foreseen)
             slower = replace(slower, load=measured.load, image=measured.image)
-            self.profile = replace(self.profile, stages={**self.profile.stages, self.profile.key(name): slower})
+            self.profile = replace(self.profile, stages={**self.profile.stages, stage: slower})
 
     def earlier_plan(self, record: Any, mode: str) -> RunPlan | None:
         """The plan of an earlier run in the folder that was asked for the same; None where there was none.

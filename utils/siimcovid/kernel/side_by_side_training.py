@@ -133,7 +133,7 @@ class Queue:
         start, pauses = stage_models.start_of(run, name), run.planner.pauses
         job = TrainingJob(stage, preset, images, run.cache, start, path.parent, pauses, earlier.resume_from)
         slowdown = 1.0 if threads else run.planner.profile.machine.slowdown(self.processes.count)
-        foreseen = whole_epoch(run, name)[0] * slowdown
+        foreseen = whole_epoch(run, stage)[0] * slowdown
         self.processes.start(name, replace(job, deadline=time.time() + left), foreseen, threads)
         seconds = self._seconds(run.planner.profile, run.plan)[name]
         self.begun[name] = _Begun(run.budget.now(), seconds, getattr(preset, stage).training.batch)
@@ -180,7 +180,7 @@ class Queue:
         machine = run.planner.profile.machine
         alone = not machine.gpus and outcome.place.threads == machine.cores
         slowdown = 1.0 if alone else machine.slowdown(self.processes.count)
-        run.planner.correct_training(name, 0.0 if outcome.failure else outcome.seconds / slowdown)
+        run.planner.correct_training(stage_of(name), 0.0 if outcome.failure else outcome.seconds / slowdown)
         run.planner.take_as_trained([*self.trained, *self.begun])
         run.revise(sum(map(self._left_of, self.begun)) / self.processes.count, begun=QUEUE)
 

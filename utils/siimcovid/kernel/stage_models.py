@@ -54,7 +54,7 @@ def preset_of(run: Run, name: str) -> Preset:
     """The preset that a model is trained with: its fold in a fold ensemble, or its seed among several of its stage."""
     stage, _, number = name.partition(".")
     if not has_own_fold(run, stage):
-        return run.preset.of_study_model(int(number or 0))
+        return override(run.preset, {"repetition": int(number or 0)})
     members = run.plan.members_at_start.get(stage, run.plan.members)
     return override(run.preset, {"fold": int(number or 0), "folds": max(run.preset.folds, members)})
 
@@ -89,14 +89,13 @@ def _member_split(run: Run, preset: Preset) -> tuple[pd.DataFrame, pd.DataFrame]
 
 def offer(run: Run, name: str, path: Path) -> None:
     """Enter a trained model into the manifest beside it; a member's file also goes, under its name, to the others."""
-    preset = preset_of(run, name)
-    weights_manifest.register_trained(path, stage_of(name), preset, run.inputs.source)
+    weights_manifest.register_trained(path, stage_of(name), run.preset, run.inputs.source)
     flat = run.folder / "weights" / f"{name}.safetensors"
     if flat != path:
         for end in (".safetensors", ".json"):
             with atomic_path(flat.with_name(name + end)) as temporary:
                 link(path.with_suffix(end), temporary)
-        weights_manifest.register_trained(flat, stage_of(name), preset, run.inputs.source)
+        weights_manifest.register_trained(flat, stage_of(name), run.preset, run.inputs.source)
 
 
 def fit(
@@ -126,7 +125,7 @@ def fit(
 def start_of(run: Run, name: str) -> Path | None:
     """The weights folder that a model's training starts from; None for random weights."""
     stage = stage_of(name)
-    return weights_sources.start_folder(run.inputs.starts, stage, getattr(preset_of(run, name), stage))
+    return weights_sources.start_folder(run.inputs.starts, stage, getattr(run.preset, stage))
 
 
 def identity(run: Run, name: str) -> Identity:

@@ -55,7 +55,7 @@ class Profile:
 
     prepare: float = 0.0  # seconds an image
     to_prepare: int = 0  # images
-    stages: Mapping[str, StageProfile] = field(default_factory=dict)  # and of a model that is unlike its stage's first
+    stages: Mapping[str, StageProfile] = field(default_factory=dict)
     test_images: int = 0
     train_images: int = 0
     tables: float = 0.0  # seconds a test image for fusing and writing
@@ -64,26 +64,16 @@ class Profile:
     machine: Machine = field(default_factory=Machine)  # what trainings side by side share
     held_out: int = 0  # images that no stage is trained on, to fit the ensemble
 
-    def key(self, name: str) -> str:
-        """Under which name of `stages` the seconds of a model stand: its own where it has one, else its stage's."""
-        return name if name in self.stages else stage_of(name)
-
-    def of_model(self, name: str) -> StageProfile:
-        """The seconds of a model, or of a stage's first; zeros where it was not measured."""
-        return self.stages.get(self.key(name), StageProfile())
+    def stage(self, name: str) -> StageProfile:
+        """The seconds of a stage; zeros where it was not measured."""
+        return self.stages.get(name, StageProfile())
 
 
 def forecast(profile: Profile, plan: "RunPlan") -> dict[str, float]:
     """Seconds that each step takes, in the order of the steps."""
     seconds = {"prepare": profile.prepare * profile.to_prepare}
-
-    def area(name: str) -> float:
-        return plan.scale.get(stage_of(name), 1.0) ** 2
-
-    def one_pass(name: str, images: float) -> float:
-        known = profile.of_model(name)
-        return known.load + known.image * area(name) * images
-
+    known = {stage: profile.stage(stage) for stage in plan.stages}
+    area = {stage: plan.scale.get(stage, 1.0) ** 2 for stage in plan.stages}
     trainings = model_seconds(profile, plan)
     if plan.jobs > 1:
         seconds[QUEUE] = of_queue(trainings, profile.machine, plan.jobs, waits_for(plan))
@@ -92,17 +82,18 @@ def forecast(profile: Profile, plan: "RunPlan") -> dict[str, float]:
     if plan.epochs:
         seconds["curves"] = PICTURES["curves"]
     if plan.epochs and profile.held_out:
-        fold = [*plan.detectors, *(plan.models(["study"]) if plan.members == 1 else ["study"])]
-        looks = {name: 1 if stage_of(name) == "study" else 1 + plan.hflip_tta for name in fold}
-        seconds[FIT_ENSEMBLE] = sum(one_pass(name, profile.held_out * n) for name, n in looks.items())
-        seconds[FIT_ENSEMBLE] += FIT_SECONDS * profile.held_out * sum(looks[s] for s in plan.detectors)
-    detectors = plan.models(plan.detectors)
-    seconds["detect"] = sum(one_pass(name, profile.test_images) for name in detectors) * (2 if plan.hflip_tta else 1)
+        passes_of = {s: plan.study_models if s == "study" else 1 + plan.hflip_tta for s in plan.stages}
+        images = {s: profile.held_out * passes_of[s] for s in plan.stages}
+        seconds[FIT_ENSEMBLE] = sum(known[s].load + known[s].image * area[s] * images[s] for s in plan.stages)
+        seconds[FIT_ENSEMBLE] += FIT_SECONDS * sum(images[s] for s in plan.detectors)
+    passes = {s: known[s].load + known[s].image * area[s] * profile.test_images for s in plan.stages}
+    detectors = [stage_of(name) for name in plan.models(plan.detectors)]
+    seconds["detect"] = sum(passes[s] for s in detectors) * (2 if plan.hflip_tta else 1)
     seconds["detect"] += profile.tables * profile.test_images
-    seconds["classify"] = sum(one_pass(name, profile.test_images) for name in plan.models(["study"]))
+    seconds["classify"] = passes["study"] * len(plan.models(["study"]))
     if plan.pseudo:
         share = 1 + profile.test_images / max(1, profile.train_images)
-        again = sum(training_seconds(profile.of_model(name), plan.pseudo * share) * area(name) for name in detectors)
+        again = sum(training_seconds(known[s], plan.pseudo * share) * area[s] for s in detectors)
         seconds["fine_tune_on_pseudo_labels"] = again + seconds["detect"]
     seconds["gallery"] = PICTURES["gallery"]
     seconds["submit"] = profile.tables * profile.test_images
@@ -122,7 +113,7 @@ def model_seconds(profile: Profile, plan: "RunPlan") -> dict[str, float]:
     for name in plan.models(plan.stages):
         stage = stage_of(name)
         epochs = max(0, plan.epochs.get(stage, 0) - profile.trained.get(name, 0))
-        seconds[name] = training_seconds(profile.of_model(name), epochs) * plan.scale.get(stage, 1.0) ** 2
+        seconds[name] = training_seconds(profile.stage(stage), epochs) * plan.scale.get(stage, 1.0) ** 2
     return seconds
 
 
@@ -177,16 +168,16 @@ def _highest(profiles: Iterable[StageProfile]) -> StageProfile:
     return StageProfile(**{f.name: max(getattr(p, f.name) for p in profiles) for f in fields(StageProfile)})
 
 
-def corrected(profile: Profile, name: str, image: float, not_measured: Collection[str]) -> Profile:
-    """The profile after a model took `image` seconds for each test image, in a whole pass.
+def corrected(profile: Profile, stage: str, image: float, not_measured: Iterable[str]) -> Profile:
+    """The profile after a stage took `image` seconds for each test image, in a whole pass.
 
     Its own price becomes what was measured. Where that is more than was foreseen, the prices of the stages that have
     predicted nothing yet grow by the same factor: what slowed one model down, as a slow disk, slows the others down.
     """
-    before = profile.of_model(name)
+    before = profile.stage(stage)
     factor = max(1.0, image / before.image) if before.image else 1.0
-    stages = dict(profile.stages) | {profile.key(name): replace(before, image=image)}
-    for other in profile.stages:
-        if other != profile.key(name) and stage_of(other) in not_measured:
+    stages = dict(profile.stages) | {stage: replace(before, image=image)}
+    for other in not_measured:
+        if other != stage and other in stages:
             stages[other] = replace(stages[other], image=stages[other].image * factor)
     return replace(profile, stages=stages)

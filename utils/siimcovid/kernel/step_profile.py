@@ -16,12 +16,10 @@ import pandas as pd
 import torch
 from torch import nn
 
-from siimcovid.core.configuration import SecondStudyConfig
 from siimcovid.core.device import gpu_count, training_processes
 from siimcovid.core.files import write_csv
 from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.overrides import override
-from siimcovid.core.stage_names import member, stage_of
 from siimcovid.data import image_cache
 from siimcovid.evaluation.ground_truth import find_ground_truth
 from siimcovid.evaluation.submission_csv import write_submission
@@ -61,15 +59,15 @@ def measure(run: Run) -> Profile:
     with recover("plan", "all epochs count as still to be trained"):
         profile = replace(profile, trained=earlier_sessions.trained_epochs(run))
     stages, outputs, failed = {}, [], []
-    for name in _unlike_each_other(run):
-        failed.append(name)
-        with recover("plan", f"the time of {name} is guessed from the other stages, or the preset"):
-            stages[name], predictions = _model(run, name, test)
+    for stage in run.plan.stages:
+        failed.append(stage)
+        with recover("plan", f"the time of stage {stage} is guessed from the other stages, or the preset"):
+            stages[stage], predictions = _stage(run, stage, test)
             outputs += [predictions] if predictions else []
-            failed.remove(name)
+            failed.remove(stage)
     profile = replace(profile, stages=stages, machine=_machine())
     gpu, trains = gpu_count() > 0, run.mode == "finetune"
-    guesses = {name: guess_stage(stage_of(name), profile, run.preset, trains, gpu) for name in failed}
+    guesses = {stage: guess_stage(stage, profile, run.preset, trains, gpu) for stage in failed}
     profile = replace(profile, stages={**stages, **guesses})
     with recover("plan", "the time of fusing and writing is not known"):
         return replace(profile, tables=_tables(run, outputs, test))
@@ -120,31 +118,19 @@ def _first(run: Run, split: str, count: int) -> pd.DataFrame:
     return images[~images["image_id"].isin(missing_images(run, images)["image_id"])].head(count)
 
 
-def _unlike_each_other(run: Run) -> list[str]:
-    """The first model of each stage, and the second study model where the preset gives it another network or side."""
-    second = run.plan.study_models > 1 and run.preset.second_study != SecondStudyConfig()
-    return [*run.plan.stages, *[member("study", 1)] * second]
-
-
-def _like(run: Run, name: str) -> list[str]:
-    """The models of which a measured one is the first: it and those of its stage that take as long."""
-    others = {*_unlike_each_other(run)} - {name}
-    return [name, *(model for model in run.plan.models([stage_of(name)]) if model not in {name, *others})]
-
-
-def _model(run: Run, name: str, test: pd.DataFrame) -> tuple[StageProfile, Predictions | None]:
+def _stage(run: Run, stage: str, test: pd.DataFrame) -> tuple[StageProfile, Predictions | None]:
     """The seconds of one model, and its predictions of the first test images (None where there is no model)."""
-    profile, path, stage = StageProfile(), stage_models.own(run, name), stage_of(name)
+    profile, path = StageProfile(), stage_models.own(run, stage)
     trial = run.folder / "trial"
     try:
-        if done := earlier_sessions.finished_checkpoint(run, _like(run, name)):
+        if done := earlier_sessions.finished_checkpoint(run, stage):
             path = done
         elif stage in run.plan.epochs:  # also where a file lies there: it may be of other settings, or one of several
-            profile, path = _training(run, name, trial)
+            profile, path = _training(run, stage, trial)
         if stage in run.plan.epochs and path.is_file():
             model = stage_models.read(path, stage)
         else:
-            model = stage_models.load(run, name)
+            model = stage_models.load(run, stage)
     finally:
         shutil.rmtree(trial, ignore_errors=True)
     if model is None or test.empty:
@@ -154,7 +140,7 @@ def _model(run: Run, name: str, test: pd.DataFrame) -> tuple[StageProfile, Predi
     if profile.epoch and getattr(run.preset, stage).training.validate:
         for_inference(model[1])  # each validation makes such a copy
     copying = run.budget.now() - begin
-    return _of_all_images(run, name, replace(profile, image=image, load=load), copying), predictions
+    return _of_all_images(run, stage, replace(profile, image=image, load=load), copying), predictions
 
 
 def _inference(
@@ -177,17 +163,16 @@ def _inference(
     return image, load, predictions
 
 
-def _training(run: Run, name: str, trial: Path) -> tuple[StageProfile, Path]:
+def _training(run: Run, stage: str, trial: Path) -> tuple[StageProfile, Path]:
     """Two short epochs on the first train images; `epoch` is the seconds an image there, without validation.
 
     `validation` is what the second epoch took behind its last training step, for writing: see _of_all_images.
     """
-    stage, preset = stage_of(name), stage_models.preset_of(run, name)
-    config = getattr(preset, stage)
+    config = getattr(run.preset, stage)
     images = _first(run, "train", 2 * _trial_images(run))
     images = images[images["annotated"] & images["study_label"].isin(STUDY_LABELS)].head(_trial_of(config))
     changes = {"training.epochs": 2, "training.validate": False, "training.patience": 0}
-    preset = override(preset, {f"{stage}.{key}": value for key, value in changes.items()} | {"hold_out": False})
+    preset = override(run.preset, {f"{stage}.{key}": value for key, value in changes.items()} | {"hold_out": False})
     begin, asked = run.budget.now(), []
 
     def may_start_epoch(seconds: float) -> bool:
@@ -195,7 +180,7 @@ def _training(run: Run, name: str, trial: Path) -> tuple[StageProfile, Path]:
         return True
 
     with redirect_stdout(io.StringIO()):  # its epochs are no training that a reader of the notebook should take for it
-        path = stage_models.fit(run, name, preset, images, trial, may_start_epoch)
+        path = stage_models.fit(run, stage, preset, images, trial, may_start_epoch)
     end = run.budget.now()
     epochs = pd.read_csv(trial / f"{stage}.metrics.csv")
     steps = float(epochs["seconds"].iloc[-1])
@@ -204,15 +189,14 @@ def _training(run: Run, name: str, trial: Path) -> tuple[StageProfile, Path]:
     return StageProfile(once=once, epoch=1 / float(epochs["images_per_second"].iloc[-1]), validation=saving), path
 
 
-def _of_all_images(run: Run, name: str, profile: StageProfile, copying: float) -> StageProfile:
+def _of_all_images(run: Run, stage: str, profile: StageProfile, copying: float) -> StageProfile:
     """Seconds of training on all images, from those of one: validation and features of a frozen backbone included.
 
     copying: seconds in which a validation makes the model one for inference.
     """
     if not profile.epoch:
         return profile
-    stage = stage_of(name)
-    config = getattr(stage_models.preset_of(run, name), stage)
+    config = getattr(run.preset, stage)
     images = run.competition.images
     known = images[(images["split"] == "train") & images["study_label"].isin(STUDY_LABELS)]
     held_out = _fold(run, stage)

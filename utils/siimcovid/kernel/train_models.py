@@ -55,7 +55,7 @@ def fit(run: Run) -> pd.DataFrame:
 
                 facts["file"] = stage_models.load(run, name) and str(stage_models.given(run, name))
         rows.append(facts)
-        run.planner.correct_training(name, run.record.seconds.get(f"fit {name}", 0.0))
+        run.planner.correct_training(stage_of(name), run.record.seconds.get(f"fit {name}", 0.0))
         run.revise()
     run.write()
     return pd.DataFrame(rows)
@@ -146,9 +146,9 @@ def _train_in_smaller_batches(run: Run, name: str, resume_from: Path | None) -> 
         run.planner.halve_batch(stage)
 
 
-def whole_epoch(run: Run, name: str) -> tuple[float, float]:
-    """Seconds that the plan foresees for an epoch of a model, and those of it behind its last training step."""
-    profile, area = run.planner.profile.of_model(name), run.plan.scale.get(stage_of(name), 1.0) ** 2
+def whole_epoch(run: Run, stage: str) -> tuple[float, float]:
+    """Seconds that the plan foresees for an epoch of a stage, and those of it behind its last training step."""
+    profile, area = run.planner.profile.stage(stage), run.plan.scale.get(stage, 1.0) ** 2
     return profile.epoch * area, profile.validation * area
 
 
@@ -159,7 +159,7 @@ def time_for_another_epoch(run: Run, step: str, name: str, reserve: float = 0.0)
     what counts is the time from one question to the next; at the first question, what the plan foresees.
     reserve: seconds that must be left besides those of the steps to come.
     """
-    foreseen, asked = whole_epoch(run, name)[0], None
+    foreseen, asked = whole_epoch(run, stage_of(name))[0], None
 
     def may_start_epoch(seconds: float) -> bool:
         nonlocal asked
@@ -177,7 +177,7 @@ def time_for_another_epoch(run: Run, step: str, name: str, reserve: float = 0.0)
 
 def seconds_for_processes(run: Run, step: str, name: str, reserve: float = 0.0) -> float:
     """Seconds after which no epoch may end in the processes of several GPUs, which count training steps only."""
-    validation = whole_epoch(run, name)[1]
+    validation = whole_epoch(run, stage_of(name))[1]
     return run.budget.left() - run.planner.seconds_after(step) - validation - reserve
 
 

@@ -29,7 +29,7 @@ def start_file(stage: str, config: Any, folder: Path, out: Path | None = None) -
     names = [f"{stage}.safetensors"]
     published = config.backbone if _is_on_backbone(stage, config) else config.architecture
     if stage == "study" and manifest.get(names[0], {}).get("architecture", published) != published:
-        del manifest[names[0]]  # a run's first study model is no start for its second, which has another network
+        del manifest[names[0]]  # a study model with another network is no start: few of its tensors would fit
     if _is_on_backbone(stage, config) and stage != "backbone":
         if names[0] not in manifest and (adapted := _study_model(config, out)):
             return adapted

