@@ -17,11 +17,12 @@ NOTEBOOK = Path("notebooks") / "siim_covid19.ipynb"
 #: A line of an epoch: "rcnn 3/9  loss …".
 EPOCH = re.compile(r"\S+ +(\d+)/(\d+) +loss\b")
 
-#: Lines for a model's epochs: the first, the last, and so many in all.
-EPOCH_LINES = 4
-
-#: Progress bars, figures' names and warnings of libraries.
-NOISE = re.compile(r"\d+%\||\d+(\.\d+)?\s*(it|batch|image)/s\]|<Figure|Warning\b|^\s+warnings?\.warn")
+#: Progress bars, figures' names, warnings of libraries, rows of the submission, and of what there is nothing, but for
+#: what was degraded.
+NOISE = re.compile(
+    r"\d+%\||\d+(\.\d+)?\s*(it|batch|image)/s\]|<Figure|Warning\b|^\s+warnings?\.warn"
+    r"|^\s*\S+_(image|study) |^\s*id\s+PredictionString|^\s*(?!DEGRADED)\S[^:]*: nothing$"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -166,12 +167,12 @@ class Console(logging.Handler):
 
 
 def is_worth_a_line(line: str) -> bool:
-    """Whether a line is shown: no progress bar, no empty one, and of a model's epochs EPOCH_LINES."""
+    """Whether a line is shown: no NOISE, no empty one, and of a model's epochs the first, the middle and the last."""
     if not line.strip() or NOISE.search(line):
         return False
     if found := EPOCH.match(line.strip()):
         number, count = int(found[1]), int(found[2])
-        return number in (1, count) or number % max(1, -(-count // EPOCH_LINES)) == 0
+        return number in (1, -(-count // 2), count)
     return True
 
 
