@@ -35,7 +35,7 @@ def test_start_prefers_the_stage_trained_before(imagenet, tmp_path):
     trained = checkpoints.build_model("study", DEMO.study)
     checkpoints.save(tmp_path / "study.safetensors", trained, "study", DEMO.study)
     weights_manifest.register(
-        tmp_path / "study.safetensors", stage="study", architecture="x", source="x", licence="x", preset="x"
+        tmp_path / "study.safetensors", stage="study", architecture="efficientnet_lite0", source="x", licence="x", preset="x"
     )
     model = checkpoints.build_model("study", DEMO.study)
     origin = initial_weights.start("study", DEMO.study, model, tmp_path)

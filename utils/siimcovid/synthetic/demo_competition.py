@@ -108,9 +108,13 @@ def image_path(folder: Path, image: PlannedImage) -> Path:
 
 
 def map_images(work: Callable, images: list, workers: int) -> list[np.ndarray]:
-    """Call `work` on every image, in parallel; returns the results in the order of the images."""
+    """Call `work` on every image; returns the results in the order of the images.
+
+    workers: processes at most; one starts for each 32 images, since it imports for seconds before it draws.
+    """
     bar = partial(progress_bar, desc="draw images", total=len(images), unit="image", delay=2)
-    if workers == 1:
+    workers = min(workers, len(images) // 32)
+    if workers < 2:
         return list(bar(map(work, images)))
-    with ProcessPoolExecutor(min(workers, len(images)), mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         return list(bar(pool.map(work, images, chunksize=4)))
