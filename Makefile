@@ -14,10 +14,10 @@ quoted = '$(subst ','\'',$(1))'
 # results of the demo lie in runs/demo (runs/demo-SEED for another seed), those of your folder in runs/<its name>
 own_name = $(shell basename -- "$$(realpath -ms -- $(call quoted,$(DATA)))")
 RUN := runs/$(if $(is_demo),demo$(if $(filter 0,$(SEED)),,-$(SEED)),$(own_name))
-# three test processes for two cores, since a third of the time tests wait, each with one thread of the numeric libraries
-PROCESSES ?= $(shell n=$$(nproc); echo $$((n < 6 ? (3 * n + 1) / 2 : 8)))
+# one test process a core, each with one thread of the numeric libraries
+PROCESSES ?= $(shell n=$$(nproc); echo $$((n < 8 ? n : 8)))
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
-# whole files go to a process, those with slow tests first (tests/conftest.py)
+# whole files go to a process, those with the most slow tests first (tests/conftest.py)
 PARALLEL := -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 export YOLO_OFFLINE := true

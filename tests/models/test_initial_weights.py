@@ -34,9 +34,8 @@ def test_start_prefers_the_stage_trained_before(imagenet, tmp_path):
         (tmp_path / name).write_bytes((imagenet / name).read_bytes())
     trained = checkpoints.build_model("study", DEMO.study)
     checkpoints.save(tmp_path / "study.safetensors", trained, "study", DEMO.study)
-    weights_manifest.register(
-        tmp_path / "study.safetensors", stage="study", architecture="efficientnet_lite0", source="x", licence="x", preset="x"
-    )
+    entry = {"architecture": "efficientnet_lite0", "source": "x", "licence": "x", "preset": "x"}
+    weights_manifest.register(tmp_path / "study.safetensors", stage="study", **entry)
     model = checkpoints.build_model("study", DEMO.study)
     origin = initial_weights.start("study", DEMO.study, model, tmp_path)
     assert (origin["file"], origin["left"]) == ("study.safetensors", [])

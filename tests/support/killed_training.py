@@ -3,6 +3,7 @@
 import multiprocessing
 import random
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pandas as pd
@@ -34,6 +35,7 @@ class Killer:
     """Starts trainings in forks of one server, which has imported everything already, and kills some of them."""
 
     def __init__(self, seed: int):
+        forkserver._forkserver._stop()  # one that an earlier test started, which has imported less
         self.context = multiprocessing.get_context("forkserver")
         ours = ("training.train_stage", "models.faster_rcnn", "models.yolo", "models.retinanet")
         self.context.set_forkserver_preload(
