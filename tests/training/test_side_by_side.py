@@ -46,7 +46,7 @@ def test_a_job_survives_its_files(tmp_path):
     given = TrainingJob("study", DEMO, images, cache, None, tmp_path / "out", pause=True, deadline=12.5)
     path = write_job(given, {"threads": 2})
     found, values = read_job(path)
-    assert replace(found, images=images) == given
+    assert replace(found, images=None) == replace(given, images=None)
     assert values["threads"] == 2
     assert train_stage.identity_of(*found.arguments()[:5]) == train_stage.identity_of(*given.arguments()[:5])
     remove_job(path)
