@@ -127,10 +127,12 @@ def wait(page, condition):
 def predict(page, *paths: str) -> None:
     """Choose images, press the button and wait for the result.
 
-    It is pressed by script: a preview that appears just then moves it away from the mouse.
+    A preview that appears moves the button, so they are waited for; a zip has none.
     """
     find(page, "#images").send_keys("\n".join(paths))
-    page.execute_script("document.querySelector('#predict').click()")
+    zips = sum(path.endswith(".zip") for path in paths)
+    wait(page, lambda: count(page, "#previews img") == len(paths) - zips)
+    find(page, "#predict").click()
     wait(page, lambda: count(page, "#result-title"))
     wait(page, lambda: find(page, "#predict").is_enabled())
 

@@ -70,15 +70,17 @@ def test_a_trained_backbone_goes_before_the_published_one(imagenet, tmp_path):
             assert torch.equal(own[name], expected[inner])
 
 
-def test_a_study_model_of_another_network_is_no_start(imagenet, tmp_path):
+@pytest.mark.parametrize("stage", checkpoints.STAGES)
+def test_a_model_of_another_network_is_no_start(stage, tmp_path):
     """Few of its tensors would fit, and training would begin from random ones."""
     torch.manual_seed(0)
-    path, second = tmp_path / "study.safetensors", replace(DEMO.study, backbone="shufflenet_v2_x0_5")
-    checkpoints.save(path, checkpoints.build_model("study", DEMO.study), "study", DEMO.study, {"finished": True})
-    weights_manifest.register_trained(path, "study", load_preset("demo"), "nothing")
-    assert initial_weights.start_file("study", DEMO.study, tmp_path)[0] == path
+    config = getattr(DEMO, stage)
+    path, second = tmp_path / f"{stage}.safetensors", replace(config, backbone="shufflenet_v2_x0_5")
+    checkpoints.save(path, checkpoints.build_model(stage, config), stage, config, {"finished": True})
+    weights_manifest.register_trained(path, stage, load_preset("demo"), "nothing")
+    assert initial_weights.start_file(stage, config, tmp_path)[0] == path
     with pytest.raises(InputError, match="import shufflenet_v2_x0_5"):
-        initial_weights.start_file("study", second, tmp_path)
+        initial_weights.start_file(stage, second, tmp_path)
 
 
 def test_a_detector_may_start_from_the_study_models_backbone(imagenet, tmp_path):

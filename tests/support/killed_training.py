@@ -1,14 +1,13 @@
 """A stage's training in a process of its own that is killed at random moments and started again, for test_kill.py."""
 
-import multiprocessing
 import random
 import time
-from multiprocessing import forkserver
 from pathlib import Path
 
 import pandas as pd
 
 from siimcovid.core.configuration import Preset
+from support.fork_server import fresh_fork_server
 
 #: As long as the process lives at most, should something hang.
 LIMIT = 120.0
@@ -35,16 +34,11 @@ class Killer:
     """Starts trainings in forks of one server, which has imported everything already, and kills some of them."""
 
     def __init__(self, seed: int):
-        forkserver._forkserver._stop()  # one that an earlier test started, which has imported less
-        self.context = multiprocessing.get_context("forkserver")
         ours = ("training.train_stage", "models.faster_rcnn", "models.yolo", "models.retinanet")
-        self.context.set_forkserver_preload(
+        self.context = fresh_fork_server(
             [*(f"siimcovid.{name}" for name in ours), "torch.utils.tensorboard", "efficientnet_lite_pytorch"]
         )
         self.moments = random.Random(seed)
-        warm = self.context.Process(target=int)  # the server's imports are done when this is
-        warm.start()
-        warm.join()
 
     def run(self, *arguments: object, at_most: float | None = None) -> tuple[bool, float]:
         """Train, killing the process at a random moment within `at_most` seconds; (was it killed, seconds lived)."""

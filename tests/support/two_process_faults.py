@@ -7,19 +7,18 @@ they are forks of a server that has imported everything, which spares the second
 import errno
 import gc
 import math
-import multiprocessing
 import os
 import signal
 import subprocess
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing import forkserver
 from pathlib import Path
 
 from siimcovid.data.competition import read_index
 from siimcovid.models import study_classifier
 from siimcovid.training import multi_gpu, train_stage, training_loop
+from support.fork_server import fresh_fork_server
 
 AGAIN = "half the batch, accumulated to the same, until it fits"
 GIVEN = "the study model of WEIGHTS_DIR is taken"
@@ -178,13 +177,8 @@ def run_job(path: str, name: str) -> None:
 
 def prepare_server() -> None:
     """Start the server of the forks, with everything imported."""
-    forkserver._forkserver._stop()  # one that has imported less
-    context = multiprocessing.get_context("forkserver")
     modules = ("siimcovid.training.multi_gpu", "siimcovid.models.study_classifier", "torch.utils.tensorboard")
-    context.set_forkserver_preload([*modules, "efficientnet_lite_pytorch", "accelerate", "sklearn.metrics"])
-    warm = context.Process(target=int)
-    warm.start()
-    warm.join()
+    fresh_fork_server([*modules, "efficientnet_lite_pytorch", "accelerate", "sklearn.metrics"])
 
 
 def launch(name: str, command: list[str], env: dict[str, str], check: bool) -> subprocess.CompletedProcess:

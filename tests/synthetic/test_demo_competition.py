@@ -15,7 +15,7 @@ import pytest
 from siimcovid.apps.command_line import main
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import STUDY_COLUMNS, STUDY_LABELS
-from siimcovid.synthetic import competition_plan
+from siimcovid.synthetic import competition_plan, demo_competition
 from siimcovid.synthetic.anatomy import Anatomy
 from siimcovid.synthetic.competition_plan import allocate, plan_split
 from siimcovid.synthetic.demo_competition import image_path, write_competition
@@ -320,8 +320,13 @@ def test_a_image_has_the_shape_asked_for_and_uses_its_range(shape):
 # Writing
 
 
-def test_same_seed_same_bytes_with_any_number_of_workers(demo, tmp_path):
+def test_same_seed_same_bytes_with_any_number_of_workers(demo, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo_competition, "IMAGES_OF_A_PROCESS", 8)
+    processes = []
+    pool = demo_competition.ProcessPoolExecutor
+    monkeypatch.setattr(demo_competition, "ProcessPoolExecutor", lambda n, **how: processes.append(n) or pool(n, **how))
     write_competition(tmp_path / "again", **DEMO, workers=2)
+    assert processes == [2]
     assert tree(tmp_path / "again") == tree(demo)
     write_competition(tmp_path / "other", **{**DEMO, "seed": 4, "train_studies": 2, "test_studies": 1}, workers=1)
     assert not set(tree(tmp_path / "other").values()) & set(tree(demo).values())

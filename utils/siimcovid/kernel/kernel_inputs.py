@@ -14,6 +14,7 @@ import pandas as pd
 from siimcovid.core import paths, tables
 from siimcovid.core.errors import InputError
 from siimcovid.core.files import write_text
+from siimcovid.core.overrides import override
 from siimcovid.core.presets import load_preset
 from siimcovid.core.stage_names import stage_of
 from siimcovid.data.competition import Competition, index_table, load
@@ -267,6 +268,13 @@ def _folders_of_numbers(inputs: KernelInputs, parameters: Parameters) -> list[Pa
         return inputs.starts
     used = {folder for name, folder in inputs.models.items() if stage_of(name) in parameters.preset.stages}
     return [*used] if len(used) == 1 else []
+
+
+def ask_for_study_models_given(inputs: KernelInputs, planner: Planner) -> None:
+    """Where nothing is trained, ask for no more study models than the weights hold: others may have trained fewer."""
+    wanted, given = planner.requested, sum(stage_of(name) == "study" for name in inputs.models)
+    if not planner.trains and wanted.members == 1 and 0 < given < wanted.study_models:
+        planner.request(override(wanted, {"study_models": given}))
 
 
 def priors(images: pd.DataFrame) -> submission_csv.Priors:

@@ -25,8 +25,6 @@ from typing import Any
 import pandas as pd
 
 from siimcovid.core.device import gpu_count, gpu_fault
-from siimcovid.core.overrides import override
-from siimcovid.core.stage_names import stage_of
 from siimcovid.data import competition
 from siimcovid.kernel import kernel_inputs, scoreboard
 from siimcovid.kernel.fit_ensemble_step import fit_ensemble
@@ -121,7 +119,7 @@ def start(
     kernel_inputs.find_weights(run.inputs, parameters, recovery)
     numbers = kernel_inputs.read_fitted_ensemble(run.inputs, run.planner, parameters, recovery)
     run.record.ensemble = {"source": str(numbers or f"preset {parameters.preset.name}")}
-    _take_study_models_given(run)
+    kernel_inputs.ask_for_study_models_given(run.inputs, run.planner)
     if fault := gpu_fault():
         left = gpu_count()
         recovery.degrade("start", fault, f"{left} other GPU" if left else "everything runs on the CPU")
@@ -129,13 +127,6 @@ def start(
         _resume(run, record)
     run.write()
     return run
-
-
-def _take_study_models_given(run: Run) -> None:
-    """Where nothing is trained, ask for no more study models than the weights hold: others may have trained fewer."""
-    wanted, given = run.planner.requested, sum(stage_of(name) == "study" for name in run.inputs.models)
-    if run.mode == "infer" and wanted.members == 1 and 0 < given < wanted.study_models:
-        run.planner.request(override(wanted, {"study_models": given}))
 
 
 def _resume(run: Run, record: Any) -> None:

@@ -28,8 +28,8 @@ def start_file(stage: str, config: Any, folder: Path, out: Path | None = None) -
         manifest.pop(f"{stage}.safetensors", None)
     names = [f"{stage}.safetensors"]
     published = config.backbone if _is_on_backbone(stage, config) else config.architecture
-    if stage == "study" and manifest.get(names[0], {}).get("architecture", published) != published:
-        del manifest[names[0]]  # a study model with another network is no start: few of its tensors would fit
+    if manifest.get(names[0], {}).get("architecture", published) != published:
+        del manifest[names[0]]  # a model with another network is no start: few of its tensors would fit
     if _is_on_backbone(stage, config) and stage != "backbone":
         if names[0] not in manifest and (adapted := _study_model(config, out)):
             return adapted

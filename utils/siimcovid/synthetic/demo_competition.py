@@ -29,6 +29,8 @@ from siimcovid.synthetic.radiograph import render
 
 #: Changes whenever the same parameters would write other bytes.
 VERSION = 1
+#: So many images are drawn for each further process.
+IMAGES_OF_A_PROCESS = 32
 #: Beside the ground truth, so that the competition folder holds nothing that the real one does not.
 MARKER = "synthetic.json"
 
@@ -110,10 +112,10 @@ def image_path(folder: Path, image: PlannedImage) -> Path:
 def map_images(work: Callable, images: list, workers: int) -> list[np.ndarray]:
     """Call `work` on every image; returns the results in the order of the images.
 
-    workers: processes at most; one starts for each 32 images, since it imports for seconds before it draws.
+    workers: processes at most; one starts for each IMAGES_OF_A_PROCESS, since it imports for seconds before it draws.
     """
     bar = partial(progress_bar, desc="draw images", total=len(images), unit="image", delay=2)
-    workers = min(workers, len(images) // 32)
+    workers = min(workers, len(images) // IMAGES_OF_A_PROCESS)
     if workers < 2:
         return list(bar(map(work, images)))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
