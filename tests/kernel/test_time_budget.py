@@ -329,6 +329,16 @@ def test_training_that_took_longer_makes_further_models_of_its_stage_dearer(tmp_
     assert run.planner.profile.stage("rcnn") == PROFILE.stages["rcnn"]
 
 
+def test_a_model_that_predicts_at_half_the_side_takes_a_quarter_of_the_time(tmp_path):
+    run, _ = planned(tmp_path)
+    before, side = PROFILE.stages["rcnn"], run.preset.rcnn.infer_size
+    run.planner.predict_at("rcnn", side)
+    assert run.planner.profile.stage("rcnn") == before
+    for _ in range(2):  # each model of a stage says so
+        run.planner.predict_at("rcnn", side // 2)
+        assert run.planner.profile.stage("rcnn") == replace(before, image=before.image / 4)
+
+
 def test_a_stage_that_could_not_be_measured_is_not_free():
     small = load_preset("demo", {"study.infer_size": 512, "rcnn.infer_size": 256, "yolo.infer_size": 256})
     others = replace(PROFILE, stages={s: PROFILE.stages[s] for s in ("rcnn", "yolo")})

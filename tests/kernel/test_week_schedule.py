@@ -118,6 +118,9 @@ def test_frozen_features_are_computed_once_and_a_held_out_fold_is_predicted_ever
     validates = override(small, {"rcnn.training.validate": True})
     jobs = {job.name: job for job in session_jobs.fold_jobs(validates, speed, 1000)}
     assert jobs["rcnn"].epoch * 3600 == pytest.approx(800 / 10 + 200 / 50)
+    twice = override(validates, {"rcnn.infer_size": 2 * small.rcnn.size})  # the fold is predicted at both sizes
+    jobs = {job.name: job for job in session_jobs.fold_jobs(twice, speed, 1000)}
+    assert jobs["rcnn"].epoch * 3600 == pytest.approx(800 / 10 + 200 * (1 + 1 / 4) / 50)
 
 
 def profile(tmp_path, preset="best", **stages) -> str:

@@ -108,13 +108,48 @@ def test_fit_holds_a_fold_of_patients_out(cached_images, tmp_path, monkeypatch):
     monkeypatch.setattr(
         train_stage, "train", lambda stage, config, model, dataset, out, **options: seen.update(options, n=dataset)
     )
-    monkeypatch.setattr(train_stage, "measure", lambda stage, config, model, held_out, cache, memory: held_out)
+    measured = []
+    monkeypatch.setattr(train_stage, "measure", lambda *arguments: measured.append(arguments[3]) or 0.0)
     preset = load_preset("demo", {"rcnn.size": 64, "rcnn.training.validate": True, "folds": 2})
     train_stage.fit("rcnn", preset, images, folder, None, tmp_path)
-    held_out = seen["evaluate"](None)
+    assert seen["evaluate"](None) == 0.0
+    held_out = measured[0]
     patient = images.set_index("image_id")["patient_id"]
     assert len(held_out) > 0
     assert not set(held_out["patient_id"]) & set(patient[seen["n"].image_ids])
+
+
+@pytest.mark.parametrize(
+    ("metrics", "side", "metric"),
+    [
+        ({64: 0.2, 32: 0.5}, 32, 0.5),
+        ({64: 0.5, 32: 0.2}, 64, 0.5),
+        ({64: 0.3, 32: 0.3}, 64, 0.3),
+        ({64: float("nan"), 32: float("nan")}, 64, None),
+    ],
+)
+def test_a_model_predicts_at_the_better_size(cached_images, tmp_path, monkeypatch, capsys, metrics, side, metric):
+    """Trained at 32 pixels to predict at 64, as the report's Faster R-CNN is at 512 and 1024: the fold held out chooses
+    each epoch's metric and, in the end, the checkpoint's size. It changes nothing of the identity."""
+    folder, images = cached_images
+    monkeypatch.setattr(train_stage, "measure", lambda stage, config, *arguments: metrics[config.infer_size])
+    preset = load_preset("demo", SETTINGS | {"study.infer_size": 64, "study.training.validate": True})
+    path = train_stage.fit("study", preset, images, folder, None, tmp_path)
+    facts = json.loads(path.with_suffix(".json").read_text())
+    assert checkpoints.load(path)[1] == replace(preset.study, infer_size=side)
+    assert facts["epochs"][0]["metric"] == metric
+    assert f"study predicts at {side} pixels" in capsys.readouterr().out
+    assert train_stage.fit("study", preset, images, folder, None, tmp_path) == path
+    assert "predicts at" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("settings", [{"study.infer_size": 64}, {"study.training.validate": True}])
+def test_a_model_of_one_size_or_without_a_fold_keeps_its_size(cached_images, tmp_path, monkeypatch, settings):
+    folder, images = cached_images
+    monkeypatch.setattr(train_stage, "measure", lambda *arguments: 0.5)
+    preset = load_preset("demo", SETTINGS | settings)
+    path = train_stage.fit("study", preset, images, folder, None, tmp_path)
+    assert checkpoints.load(path)[1] == preset.study
 
 
 def test_fit_without_images(cached_images, tmp_path):

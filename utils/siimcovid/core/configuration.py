@@ -8,7 +8,7 @@ together is in the methods `check_values`. This module imports no torch.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 from siimcovid.core import overrides
 from siimcovid.core.errors import InputError
@@ -66,6 +66,19 @@ Stage = Annotated[int, Range(0, 4)]  # a backbone's stage, of stride 2 ** (stage
 StageCount = Annotated[int, Range(0, 5)]
 Sides = Annotated[tuple[Annotated[int, Range(1, 8192)], ...], NotEmpty()]  # of anchors, in pixels
 Ratios = Annotated[tuple[Annotated[float, Range(0.01, 100)], ...], NotEmpty()]  # of anchors
+
+
+def inference_sizes(config: Any) -> tuple[int, ...]:
+    """The sides in pixels at which a trained stage may predict: its `infer_size`, and the side it was trained at.
+
+    The report trains Faster R-CNN at 512 and predicts at 1024; docs/presets.md has what that costs.
+    """
+    return tuple(dict.fromkeys((config.infer_size, config.size)))
+
+
+def validation_passes(config: Any) -> float:
+    """What predicting at each of `inference_sizes` costs, in passes at `infer_size`: it goes with the area."""
+    return sum((side / config.infer_size) ** 2 for side in inference_sizes(config))
 
 
 def _check_classifier(config: "BackboneConfig | StudyConfig", prefix: str) -> None:

@@ -30,6 +30,7 @@ class Planner:
     jobs: models to train at a time; 0: as many as are trained soonest by the profile.
     numbers: overrides that were fitted in this run, see fit_ensemble_step.py; they are no part of `requested`, by which
     a restart is told from another run.
+    predicts_at: of the stages whose trained model is known, the side in pixels at which it predicts.
     """
 
     requested: Preset
@@ -41,6 +42,7 @@ class Planner:
     locked: set[str] = field(default_factory=set)
     jobs: int = 0
     numbers: Mapping[str, Any] = field(default_factory=dict)
+    predicts_at: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.pauses = self.pauses and self.trains
@@ -126,6 +128,16 @@ class Planner:
         """Take over the seconds of a test image that a whole pass of a stage took, see step_forecast.corrected."""
         area = self.plan.scale.get(stage, 1.0) ** 2
         self.profile = corrected(self.profile, stage, image / area, not_measured)
+
+    def predict_at(self, stage: str, side: int) -> None:
+        """Take over the side in pixels at which a trained model predicts, see train_stage.fit: time goes with the
+        area."""
+        before = self.predicts_at.get(stage, getattr(self.preset, stage).infer_size)
+        self.predicts_at[stage] = side
+        if side != before and stage in self.profile.stages:
+            measured = self.profile.stages[stage]
+            changed = replace(measured, image=measured.image * (side / before) ** 2)
+            self.profile = replace(self.profile, stages={**self.profile.stages, stage: changed})
 
     def correct_training(self, stage: str, seconds: float) -> None:
         """Take over that training a model took so many seconds: further models of its stage are no cheaper.

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from siimcovid.core.configuration import Preset
+from siimcovid.core.configuration import Preset, validation_passes
 from siimcovid.core.stage_names import DETECTORS, stage_of
 from siimcovid.kernel import queue_forecast
 from siimcovid.kernel.gpu_throughput import Throughput
@@ -98,7 +98,7 @@ def _job(name: str, data: str, config: Any, speed: Throughput, trained_on: float
     training = config.training
     seconds = trained_on / speed.train
     if training.validate:
-        seconds += (images - trained_on) / speed.predict
+        seconds += (images - trained_on) * validation_passes(config) / speed.predict
     epochs, epoch = training.epochs, seconds / 3600
     if getattr(config, "frozen", False) and config.views:  # features are computed once, and the epochs cost nothing
         epochs, epoch = 1, trained_on * config.views / speed.predict / 3600

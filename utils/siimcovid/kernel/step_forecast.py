@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
-from siimcovid.core.configuration import Preset
+from siimcovid.core.configuration import Preset, validation_passes
 from siimcovid.core.stage_names import stage_of
 from siimcovid.kernel.queue_forecast import QUEUE, Machine, of_queue
 
@@ -156,7 +156,8 @@ def _guess_from_preset(stage: str, profile: Profile, preset: Preset, trains: boo
     if not trains:
         return StageProfile(image=image)
     training = TRAINING_FACTOR * megapixel * config.size**2 / 1e6
-    validation = image * (profile.train_images / preset.folds if config.training.validate else 0)
+    passes = validation_passes(config) if config.training.validate else 0
+    validation = image * passes * profile.train_images / preset.folds
     return StageProfile(
         image=image, validation=validation, epoch=training * profile.train_images + validation, once=10 * training
     )

@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from siimcovid.core.configuration import validation_passes
 from siimcovid.core.device import gpu_count, training_processes
 from siimcovid.core.files import write_csv
 from siimcovid.core.labels import STUDY_LABELS
@@ -209,7 +210,10 @@ def _of_all_images(run: Run, stage: str, profile: StageProfile, copying: float) 
         once = max(0.0, once - views * trial * image_at_size) + views * count * image_at_size
     validation = profile.validation
     if config.training.validate:
-        validation += copying + profile.load + profile.image * held_out
+        passes = validation_passes(config)
+        validating = copying + profile.load + profile.image * held_out * passes
+        validation += validating
+        once += validating if passes > 1 else 0.0  # to choose the size of the best epoch's model
     return replace(profile, once=once, validation=validation, epoch=profile.epoch * count + validation)
 
 

@@ -48,6 +48,8 @@ def fit(run: Run) -> pd.DataFrame:
             elif stage_models.load(run, name, path):
                 path = path or stage_models.given(run, name)
                 facts["file"] = str(path)
+                if name in run.models.loaded and run.mode == "finetune":
+                    run.planner.predict_at(stage_of(name), run.models.loaded[name][0].infer_size)
                 facts |= _last_epoch(path)
         if facts["file"] is None and name not in run.models.unusable:
             with run.recovery.recover(f"fit {name}", "no model"):

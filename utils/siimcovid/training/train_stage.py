@@ -6,6 +6,7 @@ In: the index, the cache, a preset and the folder of offline weights. Out: `<sta
 import math
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.utils.data import Dataset, Subset
 
-from siimcovid.core.configuration import BackboneConfig, Preset
+from siimcovid.core.configuration import BackboneConfig, Preset, inference_sizes
 from siimcovid.core.device import choose_device, launched_as
 from siimcovid.core.errors import InputError
 from siimcovid.core.labels import NIH_FINDINGS, STUDY_LABELS
@@ -54,7 +55,8 @@ def fit(
     """Train a stage on the index's train part and return its checkpoint; one of the same identity is not made again.
 
     With `validate` in the stage's training, the images of fold `preset.fold` are held out and the best epoch on them is
-    kept; without it the last epoch is kept, and every image is trained on but those of `held_out_fold`. With
+    kept, and with it the better of the sizes at which it may predict (`inference_sizes`) as the checkpoint's
+    `infer_size`; without it the last epoch is kept, and every image is trained on but those of `held_out_fold`. With
     `preset.duplicates` an image that stands there under several ids is trained on once, see duplicates.py.
 
     Args:
@@ -83,9 +85,20 @@ def fit(
         dataset = FrozenFeatures(samples, model, config.views, config.infer_batch, features)
     sampling_weights = balance(stage, config.training.balance, trained_on, model)
     memory = ImageMemory(PREDICTION_BYTES)  # of the images held out, for the next epoch
-    evaluate = (
-        None if held_out is None else lambda candidate: measure(stage, config, candidate, held_out, folder, memory)
-    )
+
+    def evaluate(candidate: nn.Module) -> float:
+        return best_size(measure_sizes(stage, config, candidate, held_out, folder, memory))[1]
+
+    def complete(finished: nn.Module) -> Any:
+        learn_typical(stage, config, finished, samples)
+        if held_out is None or len(inference_sizes(config)) == 1:
+            return config
+        side, metric = best_size(found := measure_sizes(stage, config, finished, held_out, folder, memory))
+        others = ", ".join(f"{value:.3f} at {other}" for other, value in found.items() if other != side)
+        if launched_as().is_main_process:
+            print(f"{stage} predicts at {side} pixels: {metric:.3f} on the fold held out, {others}", flush=True)
+        return replace(config, infer_size=side)
+
     # on the CPU the weights' bytes differ by the number of threads
     facts = {"start": origin, "preset": preset.name, "images": len(trained_on), "threads": torch.get_num_threads()}
     return train(
@@ -97,13 +110,13 @@ def fit(
         seed=preset.training_seed,
         identity=identity,
         sampling_weights=sampling_weights,
-        evaluate=evaluate,
+        evaluate=None if held_out is None else evaluate,
         may_start_epoch=may_start_epoch,
         pause=pause,
         resume_from=resume_from,
         facts=facts,
         warn=warn,
-        complete=lambda finished: learn_typical(stage, config, finished, samples),
+        complete=complete,
     )
 
 
@@ -205,6 +218,21 @@ def prepare(images: pd.DataFrame, folder: Path, size: int) -> pd.DataFrame:
         with state.local_main_process_first():
             return image_cache.prepare(images, folder, size, progress=False)
     return image_cache.prepare(images, folder, size)
+
+
+def measure_sizes(
+    stage: str, config: Any, model: nn.Module, images: pd.DataFrame, folder: Path, memory: ImageMemory | None = None
+) -> dict[int, float]:
+    """`measure` at each of `inference_sizes`."""
+    return {
+        side: measure(stage, replace(config, infer_size=side), model, images, folder, memory)
+        for side in inference_sizes(config)
+    }
+
+
+def best_size(metrics: dict[int, float]) -> tuple[int, float]:
+    """The side in pixels with the highest metric, and that; of equal ones, or where all are NaN, the first."""
+    return max(metrics.items(), key=lambda item: -math.inf if math.isnan(item[1]) else item[1])
 
 
 def measure(

@@ -79,7 +79,7 @@ def train(
     facts: dict[str, Any] | None = None,
     on_step: Callable[[Progress], None] = lambda progress: None,
     warn: Callable[[str], None] = print_warning,
-    complete: Callable[[nn.Module], None] = lambda model: None,
+    complete: Callable[[nn.Module], Any] | None = None,
 ) -> Path:
     """Train a model and return the path of its checkpoint; a finished one of the same identity is returned as is.
 
@@ -101,7 +101,8 @@ def train(
         facts: written into the JSON beside the checkpoint.
         on_step: called after each step.
         warn: called with a sentence about what went wrong without ending the training.
-        complete: called in one process with the finished model before it is written, to fill what is not trained.
+        complete: called in every process with the finished model before it is written, to fill what is not trained; it
+            returns the configuration that is written, by default `config`.
 
     A loss that is not finite takes training back to the last state that was: with mixed precision, to go on in float32,
     else to end there with the best weights so far.
@@ -413,16 +414,15 @@ class TrainingLoop:
         self.report(f"{error}. Stage {self.stage} ends there and keeps the weights of epoch {best}")
         return False
 
-    def finish(self, finished: bool, facts: Mapping[str, Any], complete: Callable[[nn.Module], None]) -> None:
+    def finish(self, finished: bool, facts: Mapping[str, Any], complete: Callable[[nn.Module], Any] | None) -> None:
         """Write the checkpoint of the best epoch; `finished` False leaves the state beside it for a later run."""
         result, progress = self.state.result, self.state.progress
         if self.state.best is not None:
             result.load_state_dict(self.state.best)
-        if self.main and finished:
-            complete(result)
+        config = complete(result) if complete is not None and finished else self.config
         if self.main:
             facts = {"identity": self.identity, "finished": finished, "epochs": progress.history, **facts}
-            checkpoints.save(self.out / f"{self.stage}.safetensors", result, self.stage, self.config, facts)
+            checkpoints.save(self.out / f"{self.stage}.safetensors", result, self.stage, config, facts)
             if finished:
                 self.resume_file.unlink(missing_ok=True)
         for tracker in self.accelerator.trackers:  # not end_training, which would end the processes' group
