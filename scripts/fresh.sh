@@ -4,7 +4,8 @@
 # builds a minimal Debian in FOLDER (runs/fresh), copies the repository into it, and runs there: make, an import,
 # what doctor says, a prediction with tiny weights, the web page, and the quick tests. It takes root, debootstrap and a
 # network; where one of them is missing it says so in a line and ends with 0.
-# SUITE names the Debian release (trixie: Python 3.13). TESTS names folders and files to test instead of `make quick`.
+# SUITE names the Debian release (trixie: Python 3.13). TESTS names folders and files to test instead of `make quick`;
+# WHOLE=1 runs what a user would, `make run` and `make test`.
 # KEEP=1 keeps the folder and starts from it the next time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -50,19 +51,22 @@ mount --rbind /dev "$root/dev"
 mount -t tmpfs none "$root/tmp"
 exec env --ignore-environment \
   ${http_proxy:+http_proxy="$http_proxy"} ${https_proxy:+https_proxy="$https_proxy"} ${no_proxy:+no_proxy="$no_proxy"} \
-  HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin CI="${CI-}" TESTS="${TESTS-}" UV_CACHE_DIR=/var/cache/uv UV_LINK_MODE=copy \
+  HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin CI="${CI-}" TESTS="${TESTS-}" WHOLE="${WHOLE-}" UV_CACHE_DIR=/var/cache/uv UV_LINK_MODE=copy \
   PIP_CERT=/etc/ssl/certs/ca-certificates.crt SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt \
   chroot "$root" /bin/bash -euo pipefail -c '
     cd /src
     python3 --version
     [ -x .venv/bin/python ] || python3 -m venv .venv
     .venv/bin/python -m pip download --quiet --no-deps --dest /tmp --constraint requirements.lock packaging || exit 69
-    make .venv/installed
+    time make .venv/installed
     .venv/bin/python -c "import cv2, torch, yolov5, siimcovid.apps.command_line"
     .venv/bin/siimcovid synthetic /tmp/competition --train-studies 2 --test-studies 1 --scale 0.05
     .venv/bin/siimcovid doctor --train --data /tmp/competition
     .venv/bin/python -m pytest tests/repository/test_first_prediction.py "tests/apps/test_web.py::test_command[127.0.0.1]"
-    if [ -n "$TESTS" ]; then
+    if [ "$WHOLE" = 1 ]; then
+      time make run
+      time make test
+    elif [ -n "$TESTS" ]; then
       .venv/bin/python -m pytest -n "$(nproc)" --dist loadfile -m "not slow and not browser and not gpu" $TESTS
     else
       make quick

@@ -193,6 +193,7 @@ def launch(name: str, command: list[str], env: dict[str, str], check: bool) -> s
         run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
+        local_addr="127.0.0.1",
         max_restarts=0,
         monitor_interval=0.05,
         start_method="forkserver",

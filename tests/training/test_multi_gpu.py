@@ -53,6 +53,18 @@ def test_children_import_whatever_their_parent_can(tmp_path, monkeypatch):
     assert str(Path(multi_gpu.__file__).parents[2]) in path
 
 
+def test_a_machine_whose_own_name_is_unknown(tmp_path):
+    """Two processes meet and end there; torchrun left to itself would wait for ever."""
+    try:
+        subprocess.run(["unshare", "--uts", "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("it takes root to give a process another name of the machine")
+    renamed = 'echo no-such-machine.invalid > /proc/sys/kernel/hostname && exec "$@"'
+    command = ["unshare", "--uts", "sh", "-c", renamed, "sh", *multi_gpu.launcher(2), "--no-python", "echo", "met"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["met", "met"], done.stderr
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> tuple[Path, Path]:
     """The folders of the same work done by one process and by two."""
@@ -63,14 +75,7 @@ def runs(tmp_path_factory) -> tuple[Path, Path]:
     Path(damaged).write_bytes(Path(damaged).read_bytes()[:200])
     competition.write_index(images, folder / "index.csv")
     two_processes.work(folder, folder / "one")
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        two_processes.__file__,
-    ]
+    command = [*multi_gpu.launcher(2), two_processes.__file__]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(
         [*command, folder, folder / "two"], env=environment, capture_output=True, text=True, timeout=600

@@ -67,13 +67,22 @@ def ends_before(deadline: float) -> Callable[[float], bool]:
     return lambda epoch_seconds: time.time() + epoch_seconds < deadline
 
 
+def launcher(count: int) -> list[str]:
+    """The command that starts torchrun with so many processes on this machine; what they run is to follow.
+
+    Left to itself torchrun waits without an end on a machine whose own name no name server and no /etc/hosts knows.
+    """
+    agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+    return [*agent, f"--nproc_per_node={count}"]
+
+
 def run_processes(stage: str, job: Path, count: int) -> None:
     """Start torchrun on a job and wait for it. Raises RuntimeError where a process failed."""
     for left in job.parent.glob(f"failure.{stage}.*.txt"):
         left.unlink()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
     environment = os.environ | {"PYTHONPATH": inherited_path()}
-    done = subprocess.run([*command, "-m", "siimcovid.training.multi_gpu", str(job)], env=environment, check=False)
+    command = [*launcher(count), "-m", "siimcovid.training.multi_gpu", str(job)]
+    done = subprocess.run(command, env=environment, check=False)
     if not done.returncode:
         return
     failures = sorted(job.parent.glob(f"failure.{stage}.*.txt"))
