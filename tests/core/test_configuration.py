@@ -131,6 +131,17 @@ def test_values_that_fit_each_other(changes):
     load_preset("demo", changes)
 
 
+@pytest.mark.parametrize("text", ["8,16,32,64", " 8, 16,32 ,64", "[8, 16, 32, 64]", "(8,16,32,64)", "8,16,32,64,"])
+def test_a_list_as_a_text(text):
+    assert load_preset("small", {"rcnn.anchor_sides": text}).rcnn.anchor_sides == (8, 16, 32, 64)
+
+
+@pytest.mark.parametrize("text", ["[8,16,32,64", "[]", "8;16;32;64", "[[8,16],[32,64]]"])
+def test_a_text_that_is_no_list(text):
+    with pytest.raises(InputError, match="anchor_sides"):
+        load_preset("small", {"rcnn.anchor_sides": text})
+
+
 def test_a_tree_built_in_code_is_checked():
     with pytest.raises(InputError, match=r"'study\.training\.epochs' must be"):
         replace(DEMO, study=replace(DEMO.study, training=replace(DEMO.study.training, epochs=0))).check()

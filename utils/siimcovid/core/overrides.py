@@ -105,6 +105,13 @@ def nearest(key: str, known: Sequence[str]) -> list[str]:
     return [max(candidates, key=likeness)]
 
 
+def _listed(text: str) -> list[str]:
+    """The parts of "16, 28", or of the same in brackets."""
+    text = text.strip()
+    inner = text[1:-1] if text[:1] + text[-1:] in ("[]", "()") else text
+    return [part for part in inner.split(",") if part.strip()]
+
+
 def _checked(value: Any, kind: Any, key: str) -> Any:
     """The value as the annotated type; a text (from the command line) is read as that type.
 
@@ -128,7 +135,7 @@ def _checked(value: Any, kind: Any, key: str) -> Any:
             raise wrong
         return value
     if origin is tuple:
-        parts = [p for p in value.split(",") if p.strip()] if isinstance(value, str) else value
+        parts = _listed(value) if isinstance(value, str) else value
         if not isinstance(parts, list | tuple):
             raise wrong
         return tuple(_checked(part, typing.get_args(kind)[0], key) for part in parts)
