@@ -54,18 +54,18 @@ bench: .venv/installed  ## speed beside the plain way of doing it
 	@mkdir -p runs
 	TQDM_DISABLE=1 $(BIN)/siimcovid bench --out runs/bench.json
 
-# which kernel: SESSION=n of a longer training, SUBMIT=1 after it, SMOKE=1 for a look at the machine
-KERNEL := $(or $(SESSION),$(if $(SUBMIT),submit),$(if $(SMOKE),smoke))
+# which kernel: SESSION=n of a longer training, SUBMIT=1 after it, PRETRAIN=n before it, SMOKE=1 for a look at the machine
+KERNEL := $(or $(SESSION),$(if $(SUBMIT),submit),$(if $(PRETRAIN),pre-$(PRETRAIN)),$(if $(SMOKE),smoke))
 THIS_KERNEL := $(if $(KERNEL),--kernel $(KERNEL))
 
-kaggle: .venv/installed  ## the datasets and a kernel for Kaggle: OWNER=name once, WEIGHTS=FOLDER, PRESET, SESSION=n or SMOKE=1
+kaggle: .venv/installed  ## the datasets and a kernel for Kaggle: OWNER=name once, WEIGHTS=FOLDER, PRESET, SESSION=n, PRETRAIN=n or SMOKE=1
 	$(BIN)/siimcovid kaggle build $(if $(OWNER),--owner $(call quoted,$(OWNER))) $(if $(filter file,$(origin WEIGHTS)),,--weights $(call quoted,$(WEIGHTS))) \
-	  $(if $(PRESET),--preset $(PRESET)) $(if $(SESSION),--session $(SESSION)) $(if $(SESSIONS),--sessions $(SESSIONS)) $(if $(SMOKE),--smoke)
+	  $(if $(PRESET),--preset $(PRESET)) $(if $(SESSION),--session $(SESSION)) $(if $(SESSIONS),--sessions $(SESSIONS)) $(if $(PRETRAIN),--pretrain $(PRETRAIN)) $(if $(SMOKE),--smoke)
 
 kaggle-check: .venv/installed  ## execute them as Kaggle would: IMAGE=2026, 2025 or here, GPUS=2 for two processes
 	$(BIN)/siimcovid kaggle check $(if $(IMAGE),--image $(IMAGE)) $(if $(GPUS),--gpus $(GPUS))
 
-push: .venv/installed  ## upload them with Kaggle's own client; SESSION=n, SUBMIT=1 or SMOKE=1 as built
+push: .venv/installed  ## upload them with Kaggle's own client; SESSION=n, SUBMIT=1, PRETRAIN=n or SMOKE=1 as built
 	$(BIN)/siimcovid kaggle push $(THIS_KERNEL)
 
 kaggle-status: .venv/installed  ## how far the pushed kernel's run is

@@ -25,7 +25,14 @@ from siimcovid.kaggle.kaggle_metadata import (
     dataset_metadata,
     kernel_metadata,
 )
-from siimcovid.kaggle.kernel_folder import session_kernels, smoke_notebook, with_parameters
+from siimcovid.kaggle.kernel_folder import (
+    built_pretraining,
+    pretraining_kernel,
+    pretraining_notebook,
+    session_kernels,
+    smoke_notebook,
+    with_parameters,
+)
 from siimcovid.kaggle.weights_dataset import kernel_parameters
 from siimcovid.kaggle.weights_dataset import write_weights as bundle_weights
 from support.bundle_files import PINS, write_bundles, write_repository, write_weights, write_wheel, write_wheels
@@ -243,7 +250,45 @@ def test_the_kernels_of_a_session_follow_those_before_it():
         session_kernels(0)
 
 
-@pytest.mark.parametrize("ending", ["1", "12", "submit", "smoke"])
+def test_a_pretraining_kernel_mounts_the_other_data_sets_and_those_before_it(tmp_path):
+    """And a training session after it mounts its output, the latest first."""
+    first, second = pretraining_kernel(1), pretraining_kernel(2)
+    assert (first.folder, first.earlier) == ("kernel-pre-1", [])
+    assert (second.folder, second.earlier) == ("kernel-pre-2", ["pre-1"])
+    with pytest.raises(InputError, match="PRETRAIN must be 1 or more"):
+        pretraining_kernel(0)
+    metadata = kernel_metadata(ROOT / KERNEL_FILE, "somebody", "a.ipynb", second.ending, second.earlier)
+    check_kernel(metadata)
+    assert metadata["competition_sources"] == ["rsna-pneumonia-detection-challenge"]
+    assert metadata["dataset_sources"] == [*(f"somebody/{slug}" for slug in SLUGS.values()), "nih-chest-xrays/data"]
+    assert metadata["kernel_sources"] == ["somebody/siim-covid19-two-detectors-one-study-model-pre-1"]
+    for wrong in ({"competition_sources": ["siim-covid19-detection"]}, {"dataset_sources": ["nih-chest-xrays/data"]}):
+        with pytest.raises(InputError, match="sources must"):
+            check_kernel(metadata | wrong)
+    with pytest.raises(InputError, match=r"dataset_sources must|slug must"):  # of any other kernel
+        check_kernel(
+            kernel_metadata(ROOT / KERNEL_FILE, "somebody", "a.ipynb", "1")
+            | {"dataset_sources": metadata["dataset_sources"]}
+        )
+    assert built_pretraining(tmp_path) == []
+    for ending in ("pre-2", "pre-10", "pre-x", "1"):
+        (tmp_path / f"kernel-{ending}").mkdir()
+        (tmp_path / f"kernel-{ending}" / KERNEL_FILE).write_text("{}")
+    (tmp_path / "kernel-pre-3").mkdir()  # not built
+    assert built_pretraining(tmp_path) == ["pre-10", "pre-2"]
+    assert session_kernels(2, 2, ["pre-1"])[0].earlier == ["1", "pre-1"]
+    assert session_kernels(2, 2, ["pre-1"])[1].earlier == ["2", "1"]
+
+
+def test_the_pretraining_kernel_finds_the_package_and_pretrains():
+    notebook = json.loads((ROOT / "notebooks" / "siim_covid19.ipynb").read_text())
+    cells = pretraining_notebook(notebook, "x", {"PRESET": "best"})["cells"]
+    assert ["install_wheels()" in "".join(cell["source"]) for cell in cells] == [True, False]
+    compile(cells[1]["source"], "pretrain", "exec")
+    assert "pretrain(preset='best', output_dir='.', hours=9.0)" in cells[1]["source"]
+
+
+@pytest.mark.parametrize("ending", ["1", "12", "submit", "smoke", "pre-1"])
 def test_each_kernel_has_a_title_that_gives_its_slug(ending):
     metadata = kernel_metadata(ROOT / KERNEL_FILE, "somebody", "a.ipynb", ending, ["1"])
     check_kernel(metadata)

@@ -152,8 +152,9 @@ def test_the_command_says_what_is_an_estimate_and_what_has_no_place(capsys):
     printed = capsys.readouterr().out
     assert "Hours from estimated speeds are estimates" in printed
     assert "Session 3: attach the competition, the output of session 1, the output of session 2." in printed
-    assert "train backbone --preset best --data NIH --weights WEIGHTS --out pretrained" in printed
-    assert "train rcnn --preset best --data RSNA --weights pretrained --out pretrained" in printed
+    assert "make kaggle PRETRAIN=1 PRESET=best WEIGHTS=FOLDER; make push PRETRAIN=1" in printed
+    assert "make kaggle SESSION=2 SESSIONS=2 PRESET=best WEIGHTS=FOLDER; make push SESSION=2" in printed
+    assert "siimcovid weights import efficientnet_v2_m|yolov5l" in printed
     assert "make kaggle SESSION=2 SESSIONS=2 PRESET=best" in printed
     assert main(["plan", "best", "--gpus", "1", "--sessions", "3"]) == 1
     assert "GPU hours of training find no place" in capsys.readouterr().out

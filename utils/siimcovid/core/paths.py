@@ -60,7 +60,7 @@ def find_competition(explicit: Path | str | None = None, root: Path | str = KAGG
     """
     if explicit:
         return _checked(explicit, is_competition, "competition folder", "sample_submission.csv and train/ or test/")
-    found = _search(Path(root), is_competition)
+    found = find_folders(Path(root), is_competition)
     named = [folder for folder in found if folder.name == COMPETITION_SLUG]
     return _only(
         named or found,
@@ -74,7 +74,7 @@ def find_weights(explicit: Path | str | None = None, root: Path | str = KAGGLE_I
     """The folder of offline weights: `explicit` where it is given, else the only one below `root`; else InputError."""
     if explicit:
         return _checked(explicit, is_weights, "folder of weights", WEIGHTS_MARKERS)
-    return _only(_search(Path(root), is_weights), _no_weights(root), "folders of weights")
+    return _only(find_folders(Path(root), is_weights), _no_weights(root), "folders of weights")
 
 
 def find_all_weights(explicit: Path | str | None = None, root: Path | str = KAGGLE_INPUT) -> list[Path]:
@@ -83,7 +83,7 @@ def find_all_weights(explicit: Path | str | None = None, root: Path | str = KAGG
     Raises InputError where `explicit` is none, or without it there is none below `root`.
     """
     given = [_checked(explicit, is_weights, "folder of weights", WEIGHTS_MARKERS)] if explicit else []
-    mounted = _search(Path(root), is_weights)
+    mounted = find_folders(Path(root), is_weights)
     found = given + [folder for folder in mounted if not any(folder.samefile(other) for other in given)]
     if not found:
         raise InputError(_no_weights(root))
@@ -115,7 +115,7 @@ def _only(found: list[Path], absent: str, kind: str) -> Path:
     return found[0]
 
 
-def _search(root: Path, marked: Callable[[Path], bool]) -> list[Path]:
+def find_folders(root: Path, marked: Callable[[Path], bool]) -> list[Path]:
     """Marked folders in `root` and at most SEARCH_DEPTH below it, sorted; what lies inside a marked one is not read."""
     found, level = [], [root] if root.is_dir() else []
     for depth in range(SEARCH_DEPTH + 1):

@@ -5,6 +5,7 @@ Out: the train part of the index (competition.py); NIH's has a column of 0 and 1
 it.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -30,21 +31,29 @@ NAMES = {
 }
 
 
+#: Whether a folder is a data set's, by its files.
+MARKED: dict[Kind, Callable[[Path], bool]] = {
+    "rsna": lambda folder: find_table(folder, rsna_pneumonia.LABEL_FILE) is not None,
+    "nih": lambda folder: any(find_table(folder, name) for name in nih_chestxray14.ENTRIES),
+    "competition": paths.is_competition,
+}
+
+
 def kind_of(folder: Path | str, stage: str) -> Kind:
     """Which data set a folder holds. Raises InputError where it holds none that the stage can be trained on."""
     folder = Path(folder).expanduser()
-    found: Kind | None = None
-    if find_table(folder, rsna_pneumonia.LABEL_FILE):
-        found = "rsna"
-    elif any(find_table(folder, name) for name in nih_chestxray14.ENTRIES):
-        found = "nih"
-    elif paths.is_competition(folder):
-        found = "competition"
+    found: Kind | None = next((kind for kind, is_marked in MARKED.items() if is_marked(folder)), None)
     if found not in TRAINING_SETS[stage]:
         wanted = " or ".join(NAMES[kind] for kind in TRAINING_SETS[stage])
         what = f"is {NAMES[found]}" if found else "holds no data set" if folder.is_dir() else "is no folder"
         raise InputError(f"{folder} {what}; stage {stage} is trained on a folder like {wanted}")
     return found
+
+
+def find(kind: Kind, root: Path) -> Path | None:
+    """The folder of a data set below `root`, of several the first in alphabetical order; None where there is none."""
+    found = paths.find_folders(root, MARKED[kind])
+    return found[0] if found else None
 
 
 def read(folder: Path | str, kind: Kind) -> tuple[pd.DataFrame, tuple[str, ...]]:

@@ -9,9 +9,9 @@ folders, the kernel on Kaggle, or the list of faults that a rehearsal found.
 `build_bundles.py` makes the four folders (kaggle_metadata.py knows Kaggle's rules, kaggle_account.py the owner).
 `push_to_kaggle.py` uploads them, and `kernel_runs.py` follows the run: its status, output and submission, both through
 Kaggle's own client (kaggle_client.py). In the kernel, `install_wheels.py` runs in the first cell; `smoke_test.py` is
-the smoke kernel. `rehearsal.py` executes the bundles as Kaggle would, a run at a time (rehearsal_run.py):
-docker_image.py is Kaggle's Python (versions in docker_images/), sandbox.py its machine, network_guard.py the missing
-network; rehearsal_inputs.py and repack_wheels.py give it inputs.
+the smoke kernel, and kernel/pretraining_session.py what a pretraining kernel calls. `rehearsal.py` executes the bundles
+as Kaggle would, a run at a time (rehearsal_run.py): docker_image.py is Kaggle's Python (versions in docker_images/),
+sandbox.py its machine, network_guard.py the missing network; rehearsal_inputs.py and repack_wheels.py give it inputs.
 """
 
 #: The three datasets: folder name -> slug on Kaggle, which is also the folder name of the mount.

@@ -43,9 +43,9 @@ def install_wheels(root: Path | str = KAGGLE_INPUT) -> list[str]:
 
 
 def find_wheels(root: Path | str) -> Path | None:
-    """The first folder below `root` that holds WHEEL_LIST; the images of the competition are not searched."""
+    """The first folder below `root` that holds WHEEL_LIST; folders of images are not searched."""
     for folder, inner, files in os.walk(root, followlinks=True):
-        inner[:] = sorted(set(inner) - {"train", "test"})
+        inner[:] = sorted(set(inner) - {"train", "test", "images"})
         if WHEEL_LIST in files:
             return Path(folder)
     return None

@@ -22,6 +22,11 @@ KERNEL_FILE = "kernel-metadata.json"
 #: Two T4 GPUs of 15 GB, in Kaggle's words.
 MACHINE_SHAPE = "NvidiaTeslaT4"
 
+#: The ending of a kernel that pretrains is this with a number, and what it mounts instead of the competition: NIH
+#: ChestX-ray14, a dataset, and the RSNA challenge, whose rules have to be accepted as the competition's.
+PRETRAIN = "pre"
+NIH_DATASET, RSNA_SLUG = "nih-chest-xrays/data", "rsna-pneumonia-detection-challenge"
+
 #: Characters, both ends included. Kaggle documents 3 to 50 for a slug; its client refuses to create one below 6.
 TITLE_LENGTH = (6, 50)
 SLUG_LENGTH = (6, 50)
@@ -83,8 +88,16 @@ def kernel_metadata(
         "dataset_sources": [f"{owner}/{dataset}" for dataset in SLUGS.values()],
         "kernel_sources": [f"{owner}/{slug}-{other}" for other in earlier],
     }
+    if is_pretraining(ending):
+        metadata["dataset_sources"].append(NIH_DATASET)
+        metadata["competition_sources"] = [RSNA_SLUG]
     check_kernel(metadata, template)
     return metadata
+
+
+def is_pretraining(ending: str) -> bool:
+    """Whether a kernel's ending is that of one that pretrains: "pre-1", "pre-2" …"""
+    return re.fullmatch(rf"{PRETRAIN}-\d+", ending) is not None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -124,9 +137,12 @@ def check_kernel(metadata: Mapping[str, Any], source: Path | str = KERNEL_FILE) 
     for key, value in wanted.items():
         if metadata.get(key) != value:
             raise InputError(f"{source}: {key} must be written out as {json.dumps(value)}, not {metadata.get(key)!r}")
-    if metadata.get("competition_sources") != [COMPETITION_SLUG]:
-        raise InputError(f"{source}: competition_sources must be [{COMPETITION_SLUG!r}]")
-    sources = metadata.get("dataset_sources") or []
+    competition = RSNA_SLUG if re.search(rf"-{PRETRAIN}-\d+$", slug) else COMPETITION_SLUG
+    if metadata.get("competition_sources") != [competition]:
+        raise InputError(f"{source}: competition_sources must be [{competition!r}]")
+    sources = list(metadata.get("dataset_sources") or [])
+    if competition == RSNA_SLUG and NIH_DATASET in sources:
+        sources.remove(NIH_DATASET)  # somebody else's, with a shorter name than the client now allows
     for identifier in (*sources, *(metadata.get("kernel_sources") or [])):
         _check_identifier(identifier, source)
     if sorted(name.partition("/")[2] for name in sources) != sorted(SLUGS.values()):

@@ -2,7 +2,8 @@
 
 There may be several kernels of one owner, told apart by the ending of their slug and folder: none for the kernel that
 does everything in one run, "1", "2" … for the sessions of a longer training, "submit" for the one that predicts with
-what the sessions trained, "smoke" for the short one that looks at the machine.
+what the sessions trained, "smoke" for the short one that looks at the machine, "pre-1", "pre-2" … for sessions that
+pretrain on other data sets.
 """
 
 import copy
@@ -15,7 +16,7 @@ from typing import Any
 from siimcovid.core.errors import InputError
 from siimcovid.core.files import write_json, write_text
 from siimcovid.kaggle import KERNEL
-from siimcovid.kaggle.kaggle_metadata import KERNEL_FILE, kernel_metadata, read_json
+from siimcovid.kaggle.kaggle_metadata import KERNEL_FILE, PRETRAIN, is_pretraining, kernel_metadata, read_json
 
 SUBMIT, SMOKE = "submit", "smoke"
 
@@ -39,18 +40,33 @@ def folder_name(ending: str) -> str:
     return f"{KERNEL}-{ending}" if ending else KERNEL
 
 
-def session_kernels(number: int, sessions: int | None = None) -> tuple[Kernel, Kernel]:
+def session_kernels(number: int, sessions: int | None = None, before: Sequence[str] = ()) -> tuple[Kernel, Kernel]:
     """The kernel of a training session (1, 2 …), and the one that submits what was trained up to it.
 
     Both mount the outputs of the sessions before them, the latest first. `sessions` is how many are planned, 2 or more;
-    with more than one, no epoch is cut to fit the hours.
+    with more than one, no epoch is cut to fit the hours. before: endings of kernels that pretrained, whose weights the
+    training starts from.
     """
     planned = max(2, number, sessions or 0)
     if number < 1:
         raise InputError(f"SESSION must be 1 or more, not {number}")
     done = [str(n) for n in range(number, 0, -1)]
-    training = Kernel(str(number), {"MODE": "finetune", "SESSIONS": planned}, done[1:])
+    training = Kernel(str(number), {"MODE": "finetune", "SESSIONS": planned}, [*done[1:], *before])
     return training, Kernel(SUBMIT, {"MODE": "infer"}, done)
+
+
+def pretraining_kernel(number: int) -> Kernel:
+    """The kernel of a pretraining session (1, 2 …), which goes on with what those before it left."""
+    if number < 1:
+        raise InputError(f"PRETRAIN must be 1 or more, not {number}")
+    return Kernel(f"{PRETRAIN}-{number}", earlier=[f"{PRETRAIN}-{n}" for n in range(number - 1, 0, -1)])
+
+
+def built_pretraining(bundles: Path) -> list[str]:
+    """The endings of the pretraining kernels in the bundles' folder, the latest first."""
+    folders = [path.name for path in bundles.glob(f"{folder_name(PRETRAIN)}-*") if (path / KERNEL_FILE).is_file()]
+    numbers = [int(number) for name in folders if (number := name.rpartition("-")[2]).isdigit()]
+    return [f"{PRETRAIN}-{number}" for number in sorted(numbers, reverse=True)]
 
 
 def write_kernel(
@@ -66,6 +82,8 @@ def write_kernel(
     source = read_json(notebook)
     if kernel.ending == SMOKE:
         content = smoke_notebook(source, notebook, parameters)
+    elif is_pretraining(kernel.ending):
+        content = pretraining_notebook(source, notebook, parameters)
     else:
         content = with_parameters(source, {**parameters, **kernel.parameters}, notebook)
     write_text(target / notebook.name, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
@@ -91,15 +109,28 @@ def with_parameters(notebook: dict[str, Any], parameters: Mapping[str, Any], nam
 
 def smoke_notebook(notebook: dict[str, Any], name: Path | str, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """A notebook of two cells: the kernel's own that finds the package, and the smoke test."""
-    sources = ["".join(cell["source"]) for cell in notebook.get("cells", []) if cell["cell_type"] == "code"]
-    first = [source for source in sources if "install_wheels" in source]
-    if len(first) != 1:
-        raise InputError(f"{name} must have one cell that calls install_wheels, not {len(first)}")
     call = (
         "from siimcovid.kaggle.smoke_test import smoke_test\n\n"
         f"result = smoke_test(preset={parameters.get('PRESET', 'small')!r}, output_dir='.')"
     )
-    cells = [code_cell("package", first[0]), code_cell("smoke", call)]
+    return _short_notebook(notebook, name, "smoke", call)
+
+
+def pretraining_notebook(notebook: dict[str, Any], name: Path | str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """A notebook of two cells: the kernel's own that finds the package, and the session of pretraining."""
+    call = (
+        "from siimcovid.kernel.pretraining_session import pretrain\n\n"
+        f"table = pretrain(preset={parameters.get('PRESET', 'best')!r}, output_dir='.', hours=9.0)"
+    )
+    return _short_notebook(notebook, name, "pretrain", call)
+
+
+def _short_notebook(notebook: dict[str, Any], name: Path | str, title: str, call: str) -> dict[str, Any]:
+    sources = ["".join(cell["source"]) for cell in notebook.get("cells", []) if cell["cell_type"] == "code"]
+    first = [source for source in sources if "install_wheels" in source]
+    if len(first) != 1:
+        raise InputError(f"{name} must have one cell that calls install_wheels, not {len(first)}")
+    cells = [code_cell("package", first[0]), code_cell(title, call)]
     return {key: value for key, value in notebook.items() if key != "cells"} | {"cells": cells}
 
 

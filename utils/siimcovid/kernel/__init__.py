@@ -14,5 +14,6 @@ truth is at hand, and run.json, the record of what was planned, done, dropped an
     scoreboard                       the work, in the order of the steps
     gpu_throughput, session_jobs, week_schedule, week_table
                                      the sessions of a training on Kaggle, before the first of them runs
+    pretraining_session              one that trains on NIH and RSNA, before those of the competition
     run, run_record, run_summary     one run, its run.json, and the text that the notebook ends with
 """

@@ -31,7 +31,10 @@ def schedule_lines(preset: Preset, limits: Limits, speed: Mapping[str, Throughpu
     ]
     for session in schedule.sessions:
         lines += [f"Session {session.number}: attach {', '.join(session.mounts)}.", f"  {_leaves(session)}"]
-        lines += [f"    {command}" for command in _commands(preset, limits, schedule, session)]
+        lines += [f"    {command}" for command in _commands(preset, schedule, session)]
+    if limits.pretrains:
+        names = {getattr(preset, stage).backbone or preset.yolo.architecture for stage in preset.stages}
+        lines += ["", f"FOLDER holds the weights to start from: siimcovid weights import {'|'.join(sorted(names))} …"]
     if schedule.left:
         lines += ["", f"{schedule.left:.1f} GPU hours of training find no place: give more --sessions."]
     hours = sum(session.hours for session in schedule.sessions if session.kind != "submission")
@@ -97,30 +100,17 @@ def _leaves(session: Session) -> str:
     return f"MODE finetune: submission.csv with the {used} models that there are, paused ones among them."
 
 
-def _commands(preset: Preset, limits: Limits, schedule: Schedule, session: Session) -> list[str]:
-    """What to type for a session: in the notebook of one that pretrains, at home for the kernels of the others."""
+def _commands(preset: Preset, schedule: Schedule, session: Session) -> list[str]:
+    """What to type at home for a session: its kernel is built and pushed."""
     if session.kind == "submission":
         return ["make push SUBMIT=1; make kaggle-submit SUBMIT=1"]
+    alike = [one.number for one in schedule.sessions if one.kind == session.kind]
+    number, weights = alike.index(session.number) + 1, "FOLDER"
+    which, planned = f"PRETRAIN={number}", ""
     if session.kind == "training":
-        training = [one.number for one in schedule.sessions if one.kind == "training"]
-        number = training.index(session.number) + 1
-        which = f"SESSION={number}"
-        return [
-            f"make kaggle {which} SESSIONS={len(training)} PRESET={preset.name} WEIGHTS=PRETRAINED; make push {which}"
-        ]
-    launch = f"torchrun --nproc_per_node {limits.gpus} -m siimcovid" if limits.gpus > 1 else "siimcovid"
-    hours = f"--hours {limits.usable:g} --pause"
-    commands = []
-    for entry in session.entries:
-        if entry.epochs is None:
-            continue
-        first = entry.job == "backbone"
-        start = "WEIGHTS" if first or not getattr(preset, entry.job).backbone else "pretrained"
-        gpu = launch if first else f"CUDA_VISIBLE_DEVICES={entry.place.removeprefix('GPU ')} siimcovid"
-        goes_on = " --resume-from BEFORE/pretrained" if entry.epochs[0] > 1 else ""
-        names = f"--data {entry.data} --weights {start} --out pretrained"
-        commands.append(f"{gpu} train {entry.job} --preset {preset.name} {names} {hours}{goes_on}")
-    return commands
+        which, planned = f"SESSION={number}", f" SESSIONS={len(alike)}"
+        weights = "FOLDER" if any(one.kind == "pretraining" for one in schedule.sessions) else "PRETRAINED"
+    return [f"make kaggle {which}{planned} PRESET={preset.name} WEIGHTS={weights}; make push {which}"]
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -23,10 +23,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help=f"folder with manifest.json (default: {TRAINED} where it exists, else ImageNet weights to fine-tune from)",
     )
-    build.add_argument("--preset", help="preset of the kernel (default: that of the weights)")
+    build.add_argument("--preset", help="preset of the kernel (default: that of the weights; best with --pretrain)")
     which = build.add_mutually_exclusive_group()
     which.add_argument(
         "--session", type=int, metavar="N", help="the kernel of training session N, and the one that submits after it"
+    )
+    which.add_argument(
+        "--pretrain",
+        type=int,
+        metavar="N",
+        help="the kernel of session N of pretraining on NIH ChestX-ray14 and the RSNA challenge",
     )
     which.add_argument("--smoke", action="store_true", help="the smoke kernel: what the machine is, in five minutes")
     build.add_argument("--sessions", type=int, metavar="N", help="how many sessions are planned (default: 2, or more)")
@@ -44,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "--kernel",
             default="",
             metavar="ENDING",
-            help="which kernel: 1, 2 … for a session, submit, smoke (default: the one without ending)",
+            help="which kernel: 1, 2 … for a session, submit, smoke, pre-1 … (default: the one without ending)",
         )
     for action in actions.choices.values():
         action.add_argument("--out", type=Path, default=OUT, metavar="FOLDER", help="the bundles (default %(default)s)")
@@ -85,15 +91,18 @@ def _build(args: argparse.Namespace) -> int:
     from siimcovid.core.paths import is_weights
     from siimcovid.kaggle.build_bundles import build
     from siimcovid.kaggle.kaggle_account import find_owner
-    from siimcovid.kaggle.kernel_folder import SMOKE, Kernel, session_kernels
+    from siimcovid.kaggle.kernel_folder import SMOKE, Kernel, built_pretraining, pretraining_kernel, session_kernels
     from siimcovid.kaggle.weights_dataset import kernel_parameters
     from siimcovid.models.published_weights import import_weights
 
     owner = find_owner(args.out, args.owner)
     kernels = (Kernel(SMOKE if args.smoke else ""),)
     if args.session is not None:
-        kernels = session_kernels(args.session, args.sessions)
-    given = {"PRESET": args.preset} if args.preset else {}
+        kernels = session_kernels(args.session, args.sessions, built_pretraining(args.out))
+    elif args.pretrain is not None:
+        kernels = (pretraining_kernel(args.pretrain),)
+    preset = args.preset or ("best" if args.pretrain else None)
+    given = {"PRESET": preset} if preset else {}
     with tempfile.TemporaryDirectory() as scratch:
         weights = args.weights or (TRAINED if is_weights(TRAINED) else None)
         if weights is None:
@@ -102,7 +111,9 @@ def _build(args: argparse.Namespace) -> int:
         parameters = {**kernel_parameters(weights), **given}
     for kernel in kernels:
         settings = " ".join(f"{key}={value}" for key, value in {**parameters, **kernel.parameters}.items())
-        print(f"{kernel.folder} of {owner}: {'the smoke test' if args.smoke else settings}")
+        mounts = f", with the output of {', '.join(kernel.earlier)}" if kernel.earlier else ""
+        what = "the smoke test" if args.smoke else "pretraining" if args.pretrain else settings
+        print(f"{kernel.folder} of {owner}: {what}{mounts}")
     print("`make kaggle-check` tries what is built, `make push` uploads it.")
     return 0
 
