@@ -181,7 +181,7 @@ def prepare_server() -> None:
     fresh_fork_server([*modules, "efficientnet_lite_pytorch", "accelerate", "sklearn.metrics"])
 
 
-def launch(name: str, command: list[str], env: dict[str, str], check: bool) -> subprocess.CompletedProcess:
+def launch(name: str, command: list[str], **_: object) -> subprocess.CompletedProcess:
     """In the place of subprocess.run in multi_gpu: two processes with a fault."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch

@@ -1,10 +1,12 @@
 """`torchrun` on two CPU processes (gloo): the same gradients, images and tables as one process."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -38,7 +40,7 @@ def test_children_import_whatever_their_parent_can(tmp_path, monkeypatch):
     """As in a kernel, where the package and the wheels are on sys.path alone."""
     environments = []
 
-    def failing(command, env, check):
+    def failing(command, *, env, **_):
         environments.append(env)
         return subprocess.CompletedProcess(command, 1)
 
@@ -63,6 +65,36 @@ def test_a_machine_whose_own_name_is_unknown(tmp_path):
     command = ["unshare", "--uts", "sh", "-c", renamed, "sh", *multi_gpu.launcher(2), "--no-python", "echo", "met"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["met", "met"], done.stderr
+
+
+def test_a_killed_run_leaves_no_orphan(tmp_path):
+    """Its processes end with it; they wait here for a job that is never written."""
+    job = tmp_path / "study.job.json"
+    os.mkfifo(job)
+    code = "import sys; from pathlib import Path; from siimcovid.training import multi_gpu; "
+    code += "multi_gpu.run_processes('study', Path(sys.argv[1]), 2)"
+    parent = subprocess.Popen([sys.executable, "-c", code, str(job)], stderr=subprocess.DEVNULL)
+
+    def trainings() -> int:
+        found = 0
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                command = path.read_bytes()
+                found += bytes(job) in command and b"distributed.run" not in command
+        return found
+
+    assert eventually(lambda: trainings() == 3)  # two, and the parent
+    parent.kill()
+    parent.wait()
+    assert eventually(lambda: trainings() == 0)
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 60.0) -> bool:
+    """Whether something comes to hold within so many seconds."""
+    until = time.monotonic() + seconds
+    while not holds() and time.monotonic() < until:
+        time.sleep(0.1)
+    return holds()
 
 
 @pytest.fixture(scope="module")

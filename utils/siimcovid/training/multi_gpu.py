@@ -23,6 +23,7 @@ from siimcovid.core.files import write_text
 from siimcovid.core.memory_errors import is_out_of_memory
 from siimcovid.core.processes import inherited_path
 from siimcovid.training import train_stage
+from siimcovid.training.job_child import end_with_parent
 from siimcovid.training.training_job import TrainingJob, as_files, read_job
 
 #: Parts of what a process says whose neighbour has ended, in small letters: gloo's and NCCL's.
@@ -82,7 +83,12 @@ def run_processes(stage: str, job: Path, count: int) -> None:
         left.unlink()
     environment = os.environ | {"PYTHONPATH": inherited_path()}
     command = [*launcher(count), "-m", "siimcovid.training.multi_gpu", str(job)]
-    done = subprocess.run(command, env=environment, check=False)
+    awaited, held = os.pipe()  # is at its end when this process is gone, whatever ended it
+    try:
+        done = subprocess.run(command, env=environment, stdin=awaited, check=False)
+    finally:
+        os.close(awaited)
+        os.close(held)
     if not done.returncode:
         return
     failures = sorted(job.parent.glob(f"failure.{stage}.*.txt"))
@@ -107,4 +113,5 @@ def run_job(path: Path) -> None:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     run_job(Path(sys.argv[1]))
