@@ -123,6 +123,16 @@ def test_frozen_features_are_computed_once_and_a_held_out_fold_is_predicted_ever
     assert jobs["rcnn"].epoch * 3600 == pytest.approx(800 / 10 + 200 * (1 + 1 / 4) / 50)
 
 
+@pytest.mark.parametrize(
+    ("ready", "models"), [(["rcnn", "yolo", "study"], 3), (["rcnn", "yolo", "study", "study.1"], 4), (["rcnn"], 0)]
+)
+def test_every_study_model_predicts_the_fold_held_out(ready, models):
+    small = load_preset("small", {"study_models": 2, "fusion.hflip_tta": False, "study.hflip_tta": False})
+    speed = dict.fromkeys(("rcnn", "yolo", "study"), Throughput(10.0, 50.0))
+    hours = week_schedule._fitting_hours(small, speed, ready, 1000)
+    assert hours * 3600 == pytest.approx(models * 1000 // small.folds / 50)
+
+
 def profile(tmp_path, preset="best", **stages) -> str:
     facts = {"train_images_per_second": 12.0, "predict_images_per_second": 30.0, "batch": 4}
     sides = {

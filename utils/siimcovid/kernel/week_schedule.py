@@ -203,8 +203,11 @@ def _predicting_hours(preset: Preset, speed: Mapping[str, Throughput], names: It
 def _fitting_hours(preset: Preset, speed: Mapping[str, Throughput], ready: Iterable[str], images: int) -> float:
     """Hours of predicting the folds held out, of all the models whose fold no stage lacks, see fit_ensemble_step.py."""
     ready = set(ready)
-    folds = [n for n in range(preset.members) if ready >= {member(stage, n) for stage in preset.stages}]
-    return len(folds) * _predicting_hours(preset, speed, preset.stages, images // preset.folds)
+    folds = [[member(stage, n) for stage in preset.stages] for n in range(preset.members)]
+    if preset.members == 1:  # several study models on the same images
+        folds[0] += [name for name in ready if stage_of(name) == "study" and name != "study"]
+    names = [name for fold in folds if ready.issuperset(fold) for name in fold]
+    return _predicting_hours(preset, speed, names, images // preset.folds)
 
 
 def _submission(preset: Preset, speed: Mapping[str, Throughput], sessions: list[Session]) -> Session:
