@@ -27,7 +27,8 @@ if [ ! -e "$root/usr/bin/make" ]; then
 fi
 echo "fresh: $suite in $root, $(du -sh "$root" | cut -f 1), after $SECONDS s"
 
-rm -rf "$root/src"
+rm -rf "$root/src" "$root/tmp"
+mkdir -p -m 1777 "$root/tmp"  # on the disk: in memory the tests' files take that of the tests
 mkdir -p "$root/src"
 { git ls-files -z --cached --others --exclude-standard 2> /dev/null || find . \( -name .venv -o -name runs \) -prune -o -type f -print0; } \
   | tar --create --null --files-from=- | tar --extract --no-same-owner --directory="$root/src"
@@ -48,7 +49,6 @@ unshare --mount --propagation private bash -euo pipefail -s << 'INSIDE' || statu
 mount --bind "$cache" "$root/var/cache/uv"
 mount -t proc none "$root/proc"
 mount --rbind /dev "$root/dev"
-mount -t tmpfs none "$root/tmp"
 exec env --ignore-environment \
   ${http_proxy:+http_proxy="$http_proxy"} ${https_proxy:+https_proxy="$https_proxy"} ${no_proxy:+no_proxy="$no_proxy"} \
   HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin CI="${CI-}" TESTS="${TESTS-}" WHOLE="${WHOLE-}" UV_CACHE_DIR=/var/cache/uv UV_LINK_MODE=copy \
