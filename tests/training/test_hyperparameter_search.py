@@ -15,6 +15,7 @@ from siimcovid.core.overrides import override
 from siimcovid.core.presets import DEMO, FULL, PRESETS, load_preset
 from siimcovid.models import checkpoints
 from siimcovid.synthetic.demo_competition import write_competition
+from siimcovid.synthetic.pretraining_sets import write_pretraining
 from siimcovid.training import hyperparameter_search
 from siimcovid.training.hyperparameter_search import as_set, best, claimed, collect
 from siimcovid.training.search_space import Range, find_space, name_of, read_space, trials
@@ -313,3 +314,21 @@ def test_the_command(recorder, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(arguments) == 2
     assert "accelerate launch" in capsys.readouterr().err
+
+
+def test_the_command_on_rsna_takes_the_stages_epochs_there(tmp_path, monkeypatch):
+    """And the size of its own cache, as `siimcovid train` does; --set goes before both."""
+    write_pretraining(tmp_path / "rsna", "rsna", count=6, seed=0, scale=0.03, workers=1)
+    presets = []
+
+    def search(stage, runs, preset, *_):
+        presets.append(preset)
+        raise InputError("enough")
+
+    monkeypatch.setattr(hyperparameter_search, "search", search)
+    file = tmp_path / "space.yaml"
+    file.write_text("{method: grid, space: {rcnn.training.learning_rate: [0.2, 0.4]}}", encoding="utf-8")
+    arguments = ["search", "rcnn", str(file), "--data", str(tmp_path / "rsna"), "--out", str(tmp_path / "out")]
+    arguments += ["--preset", "small", "--set", "rsna_cache_size=96", "--set", "rcnn.rsna_epochs=3"]
+    assert main(arguments) == main([*arguments, "--set", "rcnn.training.epochs=5", "--set", "cache_size=64"]) == 2
+    assert [(preset.rcnn.training.epochs, preset.cache_size) for preset in presets] == [(3, 96), (5, 64)]

@@ -30,6 +30,7 @@ from siimcovid.core.stage_names import DETECTORS
 from siimcovid.data import dataset_readers
 from siimcovid.data.dataset_readers import Kind
 from siimcovid.kernel import weights_sources
+from siimcovid.kernel.predict_test_images import free_memory
 from siimcovid.kernel.time_budget import RESERVE
 from siimcovid.models import weights_manifest
 from siimcovid.training import multi_gpu, pretraining, train_stage
@@ -152,10 +153,8 @@ class Pretraining:
             stage: pretraining.wanted_images(images, getattr(preset, stage).training, kind)
             for stage, preset in presets.items()
         }
-        needed, cache = (
-            images.loc[sorted(set().union(*(table.index for table in wanted.values())))],
-            self.scratch / kind,
-        )
+        needed = images.loc[sorted(set().union(*(table.index for table in wanted.values())))]
+        cache = self.scratch / kind
         failures = train_stage.prepare(needed, cache, next(iter(presets.values())).cache_size)
         print(f"{TITLES[kind]}: {len(needed) - len(failures):,} images prepared, {len(failures):,} could not be")
         return [
@@ -262,3 +261,4 @@ def train_alone(job: TrainingJob) -> str:
                 traceback.print_exc()
                 return f"{type(error).__name__}: {error}"
             job = smaller
+        free_memory()

@@ -4,11 +4,13 @@ In: the preset, the stage and the kind of data set (dataset_readers.py). Out: ch
 are worth preparing. Of RSNA's 26,684 images only the 6,012 with boxes are trained on.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
 from siimcovid.core.configuration import Preset, Training
+from siimcovid.core.overrides import override
 from siimcovid.data.dataset_readers import Kind
 
 
@@ -21,6 +23,12 @@ def changes(preset: Preset, stage: str, kind: Kind) -> dict[str, Any]:
     if kind == "rsna":
         found[f"{stage}.training.epochs"] = getattr(preset, stage).rsna_epochs
     return found
+
+
+def preset_for(preset: Preset, settings: Mapping[str, Any], stage: str, kind: Kind) -> Preset:
+    """A preset with `settings` for training a stage on a data set: `changes`, unless the settings name other values."""
+    preset = override(preset, settings)
+    return override(override(preset, changes(preset, stage, kind)), settings)
 
 
 def wanted_images(images: pd.DataFrame, training: Training, kind: Kind) -> pd.DataFrame:

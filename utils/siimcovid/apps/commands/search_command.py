@@ -37,17 +37,18 @@ def run(args: argparse.Namespace) -> int:
     from siimcovid.core.presets import load_preset
     from siimcovid.data import dataset_readers
     from siimcovid.models import weights_manifest
-    from siimcovid.training import cross_validation, hyperparameter_search, search_space
+    from siimcovid.training import cross_validation, hyperparameter_search, pretraining, search_space
 
     refuse_launch("several searches on the same --out")
     make_folder(args.out)
     fold = {} if args.fold is None else {"fold": args.fold}
-    preset = load_preset(args.preset, read_settings(args.settings) | fold)
+    kind, settings = dataset_readers.kind_of(args.data, args.stage), read_settings(args.settings) | fold
+    preset = pretraining.preset_for(load_preset(args.preset), settings, args.stage, kind)
     space = search_space.read_space(search_space.find_space(args.space), args.stage, preset)
     runs = search_space.trials(space, args.trials, args.seed)
     cross_validation.refuse_seen(args.weights, [args.stage], args.data.resolve().name)
     folder = args.cache or scratch_folder(args.out) / "cache"
-    images, _ = dataset_readers.read(args.data, dataset_readers.kind_of(args.data, args.stage))
+    images, _ = dataset_readers.read(args.data, kind)
     prepared_images = prepared(images, folder, preset)
     table = hyperparameter_search.search(args.stage, runs, preset, prepared_images, folder, args.weights, args.out)
     print(table.drop(columns="reason").to_string(index=False, na_rep="", float_format="{:.4g}".format))

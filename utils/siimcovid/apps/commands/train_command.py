@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
 
     from siimcovid.core.device import launched_as
     from siimcovid.core.files import make_folder
-    from siimcovid.core.overrides import override, read_settings
+    from siimcovid.core.overrides import read_settings
     from siimcovid.core.paths import scratch_folder
     from siimcovid.core.presets import load_preset
     from siimcovid.data import dataset_readers
@@ -50,8 +50,7 @@ def run(args: argparse.Namespace) -> int:
     settings = read_settings(args.settings)
     if args.fold is not None:
         settings |= {"fold": args.fold, f"{args.stage}.training.validate": True}
-    preset = override(load_preset(args.preset), pretraining.changes(load_preset(args.preset), args.stage, kind))
-    preset = override(preset, settings)
+    preset = pretraining.preset_for(load_preset(args.preset), settings, args.stage, kind)
     images, problems = dataset_readers.read(args.data, kind)
     images = pretraining.wanted_images(images, getattr(preset, args.stage).training, kind)
     state = launched_as()
