@@ -149,9 +149,12 @@ def fitted(monkeypatch):
         seen.update(options, cached_images=dataset.image_ids)
 
     monkeypatch.setattr(train_stage, "train", train)
-    monkeypatch.setattr(
-        train_stage, "measure", lambda stage, config, model, held_out, cache, memory: set(held_out["image_id"])
-    )
+
+    def measure(stage, config, model, held_out, cache, memory):
+        seen["held_out"] = set(held_out["image_id"])
+        return 0.0
+
+    monkeypatch.setattr(train_stage, "measure", measure)
     monkeypatch.setattr(initial_weights, "start", lambda *arguments: {})
     return seen
 
@@ -174,7 +177,8 @@ def test_fit_holds_all_copies_out_together(fitted, tmp_path):
     for fold in range(2):
         settings = {"rcnn.size": 64, "rcnn.training.validate": True, "folds": 2, "fold": fold}
         train_stage.fit("rcnn", load_preset("demo", settings), images, tmp_path, None, tmp_path)
-        held_out, trained = fitted["evaluate"](None), fitted["cached_images"]
+        fitted["evaluate"](None)
+        held_out, trained = fitted["held_out"], fitted["cached_images"]
         assert all((f"f{k}" in held_out) == (f"f{k + 4}" in held_out) for k in range(4))
         assert sorted(trained) == [f"f{k}" for k in range(4) if f"f{k}" not in held_out]
 

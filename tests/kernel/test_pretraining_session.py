@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from siimcovid.core.errors import InputError
 from siimcovid.core.presets import load_preset
@@ -46,7 +47,7 @@ def mounted(tmp_path_factory) -> Path:
         tensors, _ = checkpoints.read_tensors(path)
         prefix = "backbone." if stage == "backbone" else ""
         kept = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-        checkpoints.save_file(kept, path)
+        save_file(kept, path)
         weights_manifest.register(path, stage=stage, architecture=name, source="random", licence="none", preset="best")
     return root
 

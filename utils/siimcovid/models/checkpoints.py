@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from siimcovid.core.configuration import STAGES
@@ -43,8 +43,10 @@ def save(path: Path, model: nn.Module, stage: str, config: Any, facts: dict[str,
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     settings = to_dict(config)
     header = json.dumps({"stage": stage, "config": settings})
-    with atomic_path(path) as temporary:  # a single entry, since safetensors writes several in an order of chance
-        save_file(tensors, temporary, metadata={"siimcovid": header})
+    # Not by safetensors' save_file, whose own temporary file stays where it is killed. There is a single entry of
+    # metadata, since several are written in an order of chance.
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(to_bytes(tensors, metadata={"siimcovid": header}))
     write_json(Path(path).with_suffix(".json"), {"stage": stage, "config": settings, **(facts or {})})
 
 

@@ -5,7 +5,7 @@ In: a file that weights_catalogue.py names. Out: <architecture>.safetensors in a
 
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 
 from siimcovid.core.errors import InputError
 from siimcovid.core.files import atomic_path, make_folder, sha256
@@ -51,7 +51,7 @@ def import_weights(name: str, file: Path | None, folder: Path) -> Path:
             "holds (`siimcovid weights list`)"
         ) from None
     with atomic_path(path) as temporary:
-        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
+        temporary.write_bytes(to_bytes({key: tensor.contiguous() for key, tensor in tensors.items()}))
     register(
         path,
         stage=published.stage,
