@@ -13,10 +13,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from siimcovid.apps.command_line import main
 from siimcovid.core.errors import InputError
 from siimcovid.core.presets import load_preset
 from siimcovid.kernel import pretraining_session
-from siimcovid.kernel.pretraining_session import FOLDER, halved, pretrain
+from siimcovid.kernel.pretraining_session import FOLDER, check_starts, halved, pretrain
 from siimcovid.models import checkpoints, weights_manifest
 from siimcovid.synthetic.pretraining_sets import write_pretraining
 from siimcovid.training.side_by_side import Outcome
@@ -174,6 +175,30 @@ def test_a_preset_on_another_network_needs_no_backbone(mounted, tmp_path, in_pla
     settings = {key: value for key, value in SETTINGS.items() if key != "backbone.backbone"}
     table = pretrain("best", tmp_path, 0.0, settings, mounted)
     assert table["stage"].tolist() == ["rcnn", "yolo"]
+
+
+def test_a_kernel_without_the_weights_to_start_from_is_not_built(mounted, tmp_path, capsys):
+    """Faster R-CNN starts from the backbone that is trained before it; YOLO from weights of its own."""
+    preset = load_preset("best", SETTINGS)
+    weights = tmp_path / "weights"
+    shutil.copytree(mounted / "siimcovid-weights", weights)
+    check_starts(preset, weights)
+    weights_manifest.remove(weights / "yolov5n.safetensors")
+    with pytest.raises(InputError, match=r"no weights to start stage yolo .* weights import yolov5n"):
+        check_starts(preset, weights)
+    weights_manifest.remove(weights / "mobilenet_v3_small.safetensors")
+    weights_manifest.register(write_bytes(weights / "x.safetensors"), stage="x", source="", licence="")
+    with pytest.raises(InputError, match="no weights to start stage backbone"):
+        check_starts(preset, weights)
+    arguments = ["kaggle", "build", "--owner", "somebody", "--weights", str(weights), "--pretrain", "1"]
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 2
+    assert "weights import efficientnet_v2_m" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("kernel*"))
+
+
+def write_bytes(path: Path) -> Path:
+    path.write_bytes(b"")
+    return path
 
 
 def test_short_memory_halves_the_batch(tmp_path, monkeypatch):

@@ -32,7 +32,7 @@ from siimcovid.data.dataset_readers import Kind
 from siimcovid.kernel import weights_sources
 from siimcovid.kernel.predict_test_images import free_memory
 from siimcovid.kernel.time_budget import RESERVE
-from siimcovid.models import weights_manifest
+from siimcovid.models import initial_weights, weights_manifest
 from siimcovid.training import multi_gpu, pretraining, train_stage
 from siimcovid.training.side_by_side import SideBySide, cpu_places, gpu_places
 from siimcovid.training.training_identity import configuration_identity, differences
@@ -75,16 +75,32 @@ def pretrain(
     config, out = load_preset(preset, overrides), Path(output_dir).absolute() / FOLDER
     make_folder(out)
     session = Pretraining(config, out, paths.scratch_folder(out.parent), deadline, starts, earlier)
-    detectors = [stage for stage in config.stages if stage in DETECTORS]
-    backbones = [getattr(config, stage).backbone for stage in config.stages]
-    first = ["backbone"] if config.backbone.backbone in backbones else []
-    session.run("nih", data["nih"], first)
-    session.run("rsna", data["rsna"], detectors)
-    table = session.table([*first, *detectors])
+    stages = stages_on(config)
+    for kind, wanted in stages.items():
+        session.run(kind, data[kind], wanted)
+    table = session.table([stage for wanted in stages.values() for stage in wanted])
     print(table.to_string(index=False))
     if session.failures and not any(out.glob("*.safetensors")):
         raise RuntimeError("; ".join(f"{stage}: {failure}" for stage, failure in session.failures.items()))
     return table
+
+
+def stages_on(preset: Preset) -> dict[Kind, list[str]]:
+    """Data set -> the stages that are pretrained on it, in this order: the backbone where a stage has its network."""
+    networks = [getattr(preset, stage).backbone for stage in preset.stages]
+    return {
+        "nih": ["backbone"] if preset.backbone.backbone in networks else [],
+        "rsna": [stage for stage in preset.stages if stage in DETECTORS],
+    }
+
+
+def check_starts(preset: Preset, weights: Path) -> None:
+    """Raise InputError where a weights folder lacks what a stage starts from that no stage before it gives."""
+    stages = stages_on(preset)
+    for stage in (*stages["nih"], *stages["rsna"]):
+        config = getattr(preset, stage)
+        if stage == "backbone" or not stages["nih"] or config.backbone != preset.backbone.backbone:
+            initial_weights.start_file(stage, config, weights)
 
 
 @dataclass

@@ -107,6 +107,11 @@ def _build(args: argparse.Namespace) -> int:
         weights = args.weights or (TRAINED if is_weights(TRAINED) else None)
         if weights is None:
             weights = import_weights("efficientnet_lite0", None, Path(scratch)).parent
+        if args.pretrain is not None:
+            from siimcovid.core.presets import load_preset
+            from siimcovid.kernel.pretraining_session import check_starts
+
+            check_starts(load_preset(preset), weights)
         print("\n".join(build(args.out, owner, weights, kernels=kernels, parameters=given)))
         parameters = {**kernel_parameters(weights), **given}
     for kernel in kernels:
