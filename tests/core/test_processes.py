@@ -150,7 +150,7 @@ def test_poor_environments(tmp_path, before, environment):
     line = CRASHES.replace(", 2, 60)", f", {environment.get('WORKERS', 2)}, 60)")
     command, options = script(tmp_path, line)
     options["env"] = options["env"] | environment
-    done = subprocess.run(["bash", "-c", before + shlex.join(command)], stderr=subprocess.PIPE, timeout=60, **options)
+    done = subprocess.run(["bash", "-c", before + shlex.join(command)], stderr=subprocess.PIPE, timeout=240, **options)
     assert (done.returncode, done.stdout) == (0, CRASHED), done.stderr
 
 
