@@ -1,6 +1,5 @@
 """Kaggle's own client with the built bundles, against a stub of its API: what it would send, and what is made of it."""
 
-import importlib.util
 import json
 import re
 import subprocess
@@ -14,7 +13,7 @@ import pytest
 from siimcovid.core.errors import InputError
 from siimcovid.kaggle import CODE_MARKER, KERNEL, SLUGS, kernel_runs
 from siimcovid.kaggle import push_to_kaggle as push_module
-from siimcovid.kaggle.kaggle_client import client
+from siimcovid.kaggle.kaggle_client import client, is_installed
 from siimcovid.kaggle.kaggle_metadata import DATASET_FILE
 from siimcovid.kaggle.kernel_folder import session_kernels
 from siimcovid.kaggle.kernel_runs import download_output, kernel_id, kernel_status, submit, wait_until_done
@@ -22,7 +21,7 @@ from siimcovid.kaggle.push_to_kaggle import PUSHED, dataset_status, push, read_p
 from support.bundle_files import write_bundles
 from support.kaggle_stub import Stub
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("kaggle") is None, reason="Kaggle's client is not installed")
+pytestmark = pytest.mark.skipif(not is_installed(), reason="Kaggle's client is not installed")
 
 
 @pytest.fixture(scope="module")

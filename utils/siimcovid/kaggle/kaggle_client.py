@@ -1,6 +1,6 @@
 """Runs Kaggle's own command line client, and reads what it prints: it mostly ends with 0 where something went wrong."""
 
-import importlib.util
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -14,9 +14,18 @@ COMPLAINT = re.compile(
 NO_CREDENTIALS = re.compile(r"authentication required|kaggle auth login", re.IGNORECASE)
 
 
+def is_installed() -> bool:
+    """Whether Kaggle's client is: a folder of that name beside the script is none."""
+    try:
+        importlib.metadata.distribution("kaggle")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
 def require_client() -> None:
     """Raise InputError where Kaggle's client is not installed."""
-    if importlib.util.find_spec("kaggle") is None:
+    if not is_installed():
         raise InputError("Kaggle's client is not installed; pip install kaggle (it needs Python 3.11)")
 
 
