@@ -123,6 +123,18 @@ def test_no_more_study_models_are_asked_for_than_the_weights_hold(folders, tmp_p
     assert trained.plan.models(["study"]) == ["study", "study.1"]
 
 
+def test_no_more_members_are_asked_for_than_there_are_patients(folders, tmp_path, capsys):
+    given = str(folders / "competition"), str(folders / "weights"), str(tmp_path)
+    images = steps.start(*given, "demo", "finetune").competition.images
+    patients = images.loc[images["split"] == "train", "patient_id"].nunique()
+    for members in (patients + 1, patients, 1):
+        run = steps.start(*given, "demo", "finetune", overrides={"cache_size": 96, "members": members})
+        assert run.planner.requested.members == run.preset.members == min(members, patients)
+        assert ("there are no more patients" in capsys.readouterr().out) == (members > patients)
+    run = start(folders, tmp_path, members=patients + 1)  # nothing is trained
+    assert run.preset.members == patients + 1
+
+
 def test_a_gpu_that_fails_is_named_and_the_run_goes_on(folders, tmp_path, monkeypatch):
     monkeypatch.setattr(steps, "gpu_fault", lambda: "Tesla P100 (sm_60) fails its first operation under torch: …")
     run = start(folders, tmp_path)

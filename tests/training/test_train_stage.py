@@ -152,6 +152,23 @@ def test_a_model_of_one_size_or_without_a_fold_keeps_its_size(cached_images, tmp
     assert checkpoints.load(path)[1] == preset.study
 
 
+@pytest.mark.parametrize(
+    ("patients", "said"), [(3, "there are 3"), (1, "no fold is held out and the last epoch is kept")]
+)
+def test_fewer_patients_than_folds(cached_images, tmp_path, patients, said):
+    """A handful of images trains all the same: with a fold for each patient, or without one."""
+    folder, images = cached_images
+    images = images.assign(patient_id=[f"patient{k % patients}" for k in range(len(images))])
+    warnings = []
+    preset = load_preset("demo", SETTINGS | {"study.training.validate": True, "folds": 5})
+    path = train_stage.fit("study", preset, images, folder, None, tmp_path, warn=warnings.append)
+    assert warnings == [f"study: {patients} patients do not make 5 folds, so {said}"]
+    facts = json.loads(path.with_suffix(".json").read_text())
+    assert facts["finished"]
+    assert (facts["epochs"][0]["metric"] is None) == (patients == 1)
+    assert len(train_stage.held_out_fold("study", preset, images, folder)) == (0 if patients == 1 else 3)
+
+
 def test_fit_without_images(cached_images, tmp_path):
     folder, images = cached_images
     with pytest.raises(InputError, match="no images"):

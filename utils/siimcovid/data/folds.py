@@ -38,6 +38,11 @@ def assign_folds(
     return pd.Series(numbers, index=train.index, name="fold").reindex(images.index, fill_value=-1)
 
 
+def count_groups(images: pd.DataFrame, duplicates: Iterable[Sequence[str]] = ()) -> int:
+    """How many parts the train images fall into that no fold divides: the most folds that there can be."""
+    return _united(images[images["split"] == "train"], duplicates).nunique()
+
+
 def split(
     images: pd.DataFrame, fold: int, folds: int = 5, seed: int = 0, duplicates: Iterable[Sequence[str]] = ()
 ) -> tuple[pd.DataFrame, pd.DataFrame]:

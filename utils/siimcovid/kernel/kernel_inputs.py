@@ -14,9 +14,11 @@ import pandas as pd
 from siimcovid.core import paths, tables
 from siimcovid.core.errors import InputError
 from siimcovid.core.files import write_text
+from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.overrides import override
 from siimcovid.core.presets import load_preset
 from siimcovid.core.stage_names import stage_of
+from siimcovid.data import folds
 from siimcovid.data.competition import Competition, index_table, load
 from siimcovid.data.dicom_headers import image_id_of
 from siimcovid.evaluation import submission_csv
@@ -275,6 +277,15 @@ def ask_for_study_models_given(inputs: KernelInputs, planner: Planner) -> None:
     wanted, given = planner.requested, sum(stage_of(name) == "study" for name in inputs.models)
     if not planner.trains and wanted.members == 1 and 0 < given < wanted.study_models:
         planner.request(override(wanted, {"study_models": given}))
+
+
+def ask_for_members_with_a_fold(images: pd.DataFrame, planner: Planner) -> None:
+    """Ask for no more members of a fold ensemble than there are patients in the train images, and say so."""
+    wanted = planner.requested
+    patients = max(1, folds.count_groups(images[images["study_label"].isin(STUDY_LABELS)]))
+    if planner.trains and wanted.members > patients:
+        planner.request(override(wanted, {"members": patients}))
+        print(f"Of each stage {patients} models are trained, not {wanted.members}: there are no more patients.")
 
 
 def priors(images: pd.DataFrame) -> submission_csv.Priors:

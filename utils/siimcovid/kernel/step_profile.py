@@ -221,7 +221,7 @@ def _fold(run: Run, stage: str) -> int:
     """About how many train images a model of a stage is not trained on."""
     images = run.competition.images
     known = images[(images["split"] == "train") & images["study_label"].isin(STUDY_LABELS)]
-    share = len(known) // max(run.preset.folds, run.plan.members)
+    share = len(known) // max(1, min(max(run.preset.folds, run.plan.members), known["patient_id"].nunique()))
     chosen = run.preset.hold_out and share >= choose_ensemble.FEWEST
     return share if getattr(run.preset, stage).training.validate or chosen or run.plan.members > 1 else 0
 

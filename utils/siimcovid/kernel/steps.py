@@ -120,6 +120,8 @@ def start(
     numbers = kernel_inputs.read_fitted_ensemble(run.inputs, run.planner, parameters, recovery)
     run.record.ensemble = {"source": str(numbers or f"preset {parameters.preset.name}")}
     kernel_inputs.ask_for_study_models_given(run.inputs, run.planner)
+    with run.recovery.recover("start", "as many models as were asked for"):
+        kernel_inputs.ask_for_members_with_a_fold(run.competition.images, run.planner)
     if fault := gpu_fault():
         left = gpu_count()
         recovery.degrade("start", fault, f"{left} other GPU" if left else "everything runs on the CPU")

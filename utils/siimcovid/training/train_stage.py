@@ -71,6 +71,10 @@ def fit(
     """
     config = getattr(preset, stage)
     trained_on, held_out = split_images(stage, preset, images, folder)
+    patients = images.loc[images["split"] == "train", "patient_id"].nunique()
+    if config.training.validate and patients < preset.folds:
+        kept = "no fold is held out and the last epoch is kept" if held_out is None else f"there are {patients}"
+        warn(f"{stage}: {patients} patients do not make {preset.folds} folds, so {kept}")
     identity = stage_identity(stage, preset, trained_on, held_out, start, out)
     final = Path(out) / f"{stage}.safetensors"
     if is_finished(final, identity) and not final.with_name(f"{stage}.resume.pt").is_file():
@@ -171,10 +175,14 @@ def _known(stage: str, images: pd.DataFrame) -> pd.DataFrame:
 def _split(
     stage: str, preset: Preset, known: pd.DataFrame, groups: list[list[str]]
 ) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    """The rows to train on and those of the fold, None where it is trained on too; groups: of duplicates."""
+    """The rows to train on and those of the fold, None where it is trained on too; groups: of duplicates.
+
+    Where there are fewer patients than folds, there are as many folds as patients.
+    """
     validate = getattr(preset, stage).training.validate
-    if validate or preset.hold_out:
-        chosen, held_out = folds.split(known, preset.fold, preset.folds, preset.seed, groups)
+    count = min(preset.folds, folds.count_groups(known, groups))
+    if count > 1 and (validate or preset.hold_out):
+        chosen, held_out = folds.split(known, preset.fold, count, preset.seed, groups)
         if validate or choose_ensemble.enough(held_out):
             return chosen, held_out
     return known[known["annotated"]], None
