@@ -172,6 +172,17 @@ def test_a_image_that_cannot_be_read_is_answered_by_frequencies(images, models, 
     assert answers["0e0_image"] == f"none {none:.8f} 0 0 1 1"
 
 
+def test_a_part_of_the_train_set_is_scored_by_itself(images, models, competition, tmp_path):
+    """As the ablation does, which cross-validates some patients of a folder: the others' frequencies are no answers."""
+    some = images[images["study_id"].isin([f"s{k}" for k in range(6)])]
+    found = run(some, tmp_path)
+    evaluations = score(competition, some, found, PRESET, tmp_path, whole=False)
+    assert all(evaluation.scores["mean"] == pytest.approx(1.0) for evaluation in evaluations)
+    ids = set(pd.read_csv(tmp_path / "submission.csv")["id"])
+    assert ids == {*(some["image_id"] + "_image"), *(some["study_id"] + "_study")}
+    assert score(competition, some, found, PRESET, tmp_path)[-1].scores["mean"] < 0.99
+
+
 def test_what_no_stage_answers_is_not_scored(images, models, competition, tmp_path):
     found = run(images, tmp_path / "study", stages=["study"])
     assert found.prediction.detections.empty

@@ -131,12 +131,15 @@ def refuse_leaks(table: pd.DataFrame, images: pd.DataFrame, trained: dict[int, s
         raise InputError(f"{name} has study labels twice; remove study.csv in the folds' folders")
 
 
-def score(competition: Path, images: pd.DataFrame, found: OutOfFold, preset: Preset, out: Path) -> list[Evaluation]:
+def score(
+    competition: Path, images: pd.DataFrame, found: OutOfFold, preset: Preset, out: Path, whole: bool = True
+) -> list[Evaluation]:
     """Write each model's submission, scores.json, and return an evaluation for each, the ensemble's last.
 
     If all folds were held out, every id of the competition's train CSVs is answered, and an image that could not be
-    read by the train part's frequencies; else the ids of the folds that were. What no stage answers, boxes without a
-    detector or study labels without `study`, has the score nan and is left out of the mean.
+    read by the train part's frequencies; else, or where `whole` is false since `images` are part of the train set, the
+    ids of the folds that were. What no stage answers, boxes without a detector or study labels without `study`, has the
+    score nan and is left out of the mean.
     """
     tables = {name: find_table(competition, f"train_{name}_level.csv") for name in ("image", "study")}
     if None in tables.values():
@@ -145,7 +148,7 @@ def score(competition: Path, images: pd.DataFrame, found: OutOfFold, preset: Pre
         )
     truth, studies = read_csv(tables["image"], ("id", "label")), read_csv(tables["study"], ("id", *STUDY_COLUMNS))
     ids = pd.concat([studies["id"], truth["id"]])
-    if found.images["fold"].nunique() < preset.folds:
+    if not whole or found.images["fold"].nunique() < preset.folds:
         ids = ids[ids.isin([*(found.images["study_id"] + "_study"), *(found.images["image_id"] + "_image")])]
     sample = pd.DataFrame({"id": ids, "PredictionString": ""})
     priors = submission_csv.train_priors(images)

@@ -156,7 +156,7 @@ class Trials:
             found = cross_validation.cross_validate(
                 self.images, preset, self.cache, self.start, folder, stages=(stage,), data=self.data
             )
-            out_of_fold.score(self.data, self.images, found, preset, folder)
+            out_of_fold.score(self.data, self.images, found, preset, folder, whole=False)
         scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))[stage]
         known = {name: value for name, value in scores.items() if value is not None and name != "mean"}
         return {"score": scores["mean"] if stage == "study" else scores["opacity"], **known}
