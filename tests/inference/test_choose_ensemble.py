@@ -69,6 +69,10 @@ def test_even_few_images_leave_out_who_surely_hurts():
     assert "yolo alone (rcnn left out of the fusion)" in chosen.sentence(PLAIN)
     blank = images.assign(boxes=[[] for _ in range(len(images))])
     assert choose(outputs, blank, {}, PLAIN).choice == PRESET  # no true box, no difference
+    boxed = images.index[images["boxes"].map(len) > 0]
+    for count, choice in ((20, "yolo alone"), (19, PRESET)):  # a handful prove nothing
+        few = images.loc[boxed[:count]]
+        assert choose(outputs.of_images(set(few["image_id"])), few, {}, PLAIN).choice == choice
 
 
 @pytest.mark.parametrize(("annotated", "with_box", "expected"), [(100, 20, True), (99, 40, False), (100, 19, False)])

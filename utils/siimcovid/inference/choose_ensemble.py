@@ -9,7 +9,7 @@ an image has none. Of the choices whose opacity is not below the best
 lone detector's, the one with the highest mean of the six classes is taken.
 
 With fewer than FEWEST images there is nothing to fit by, and the preset's numbers stay; but a detector that is better
-alone in nearly all draws of a bootstrap is left alone then too.
+alone in nearly all draws of a bootstrap is left alone then too, from FEWEST_OF_A_KIND images with a box on.
 """
 
 from collections.abc import Mapping
@@ -134,7 +134,12 @@ def _without_fitting(outputs: ModelOutputs, images: pd.DataFrame, preset: Preset
     choices = pd.DataFrame({name: class_scores(found, images) for name, found in predictions.items()}).T
     choice, rival = PRESET, str(choices["opacity"].fillna(0).idxmax())
     boxes = [predictions[name].detections for name in (PRESET, rival)]
-    if rival != PRESET and share_of_draws_better(*boxes, images, preset.seed) >= SURE:
+    with_boxes = int((images["boxes"].map(len) > 0).sum())  # a bootstrap of a handful always draws the same
+    if (
+        rival != PRESET
+        and with_boxes >= FEWEST_OF_A_KIND
+        and share_of_draws_better(*boxes, images, preset.seed) >= SURE
+    ):
         choice = rival
     return ChosenEnsemble(choice, changes[choice], choices, None, len(images))
 

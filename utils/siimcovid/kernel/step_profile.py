@@ -156,38 +156,40 @@ def _inference(
 
     changed = replace(config, infer_batch=batch)
     predictions = predict_images(stage, changed, model, test, run.cache, may_go_on=stamp)
-    if len(stamps) > 2:
-        image = (stamps[-1] - stamps[1]) / (min(len(test), batch * (len(stamps) - 1)) - batch)
-        load = max(0.0, stamps[1] - stamps[0] - image * batch)
-    else:
-        image, load = (stamps[-1] - stamps[0]) / len(test), 0.0
-    return image, load, predictions
+    if len(stamps) < 3:
+        return (stamps[-1] - stamps[0]) / len(test), 0.0, predictions
+    image = (stamps[-1] - stamps[1]) / (min(len(test), batch * (len(stamps) - 1)) - batch)
+    begin = run.budget.now()  # once more, since what the first pass of a process takes besides comes once
+    predict_images(stage, changed, model, test.head(batch), run.cache)
+    return image, max(0.0, run.budget.now() - begin - image * batch), predictions
 
 
 def _training(run: Run, stage: str, trial: Path) -> tuple[StageProfile, Path]:
     """Two short epochs on the first train images; `epoch` is the seconds an image there, without validation.
 
-    `validation` is what the second epoch took behind its last training step, for writing: see _of_all_images.
+    `validation` is what the second epoch took behind its last training step, for writing: see _of_all_images. A third
+    epoch is asked for and refused, so that the moment is known, before the checkpoint is written.
     """
     config = getattr(run.preset, stage)
     images = _first(run, "train", 2 * _trial_images(run))
     images = images[images["annotated"] & images["study_label"].isin(STUDY_LABELS)].head(_trial_of(config))
-    changes = {"training.epochs": 2, "training.validate": False, "training.patience": 0}
+    epochs = 3 if training_processes() == 1 else 2  # several processes cannot ask
+    changes = {"training.epochs": epochs, "training.validate": False, "training.patience": 0}
     preset = override(run.preset, {f"{stage}.{key}": value for key, value in changes.items()} | {"hold_out": False})
     begin, asked = run.budget.now(), []
 
     def may_start_epoch(seconds: float) -> bool:
         asked.append(run.budget.now())
-        return True
+        return len(asked) < 2
 
     with redirect_stdout(io.StringIO()):  # its epochs are no training that a reader of the notebook should take for it
         path = stage_models.fit(run, stage, preset, images, trial, may_start_epoch)
     end = run.budget.now()
-    epochs = pd.read_csv(trial / f"{stage}.metrics.csv")
-    steps = float(epochs["seconds"].iloc[-1])
-    saving = max(0.0, end - asked[-1] - steps) if asked else 0.0  # not asked here where several GPUs train
-    once = max(0.0, end - begin - float(epochs["seconds"].sum()) - saving)
-    return StageProfile(once=once, epoch=1 / float(epochs["images_per_second"].iloc[-1]), validation=saving), path
+    trained = pd.read_csv(trial / f"{stage}.metrics.csv")
+    steps = float(trained["seconds"].iloc[-1])
+    saving = max(0.0, asked[1] - asked[0] - steps) if asked else 0.0
+    once = max(0.0, end - begin - float(trained["seconds"].sum()) - 2 * saving)
+    return StageProfile(once=once, epoch=1 / float(trained["images_per_second"].iloc[-1]), validation=saving), path
 
 
 def _of_all_images(run: Run, stage: str, profile: StageProfile, copying: float) -> StageProfile:
