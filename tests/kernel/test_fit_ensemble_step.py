@@ -153,7 +153,10 @@ def test_the_step_costs_what_it_predicts():
     seconds = forecast(profile, plan)
     assert seconds[FIT_ENSEMBLE] == pytest.approx(3 * 5 + 100 * 2 * (2 + 2 + 1) + 0.02 * 100 * 4)
     of_two = forecast(profile, replace(plan, study_models=2))
-    assert of_two[FIT_ENSEMBLE] == pytest.approx(seconds[FIT_ENSEMBLE] + 100 * 2)
+    assert of_two[FIT_ENSEMBLE] == pytest.approx(seconds[FIT_ENSEMBLE] + 5 + 100 * 2)
+    # a model is loaded once, with the first images that it predicts
+    without = forecast(replace(profile, held_out=0), plan)
+    assert [without[step] - seconds[step] for step in ("detect", "classify")] == [2 * 5, 5]
     names = list(seconds)
     assert names.index("curves") < names.index(FIT_ENSEMBLE) < names.index("detect")
     assert FIT_ENSEMBLE not in forecast(profile, replace(plan, epochs={}))

@@ -78,7 +78,7 @@ def test_forecast_is_this_sum():
         "fit yolo": 10 + 20 * 50,
         "fit study": 10 + 40 * 1,
         "curves": step_forecast.PICTURES["curves"],
-        "detect": 2 * (5 + 100 * 1 + 5 + 100 * 1),
+        "detect": 5 + 2 * 100 * 1 + 5 + 2 * 100 * 1,
         "classify": 5 + 100 * 0.1,
         "gallery": step_forecast.PICTURES["gallery"],
         "submit": 0,
@@ -491,9 +491,9 @@ def test_slow_disk_leaves_images_out_and_time_for_the_rest(slow):
 PICTURES = step_forecast.PICTURES["gallery"] + step_forecast.PICTURES["figures"]
 
 
-#: Each model takes 10 s an image. Measuring takes 90 s, four passes of detectors 320, the study model 80, pictures 5.
+#: Each model takes 10 s an image. Measuring takes 60 s, four passes of detectors 320, the study model 80, pictures 5.
 @pytest.mark.parametrize(
-    ("seconds", "dropped", "passes"), [(500, 0, 4), (490, 1, 2), (330, 2, 2), (210, 2, 2), (150, 3, 1)]
+    ("seconds", "dropped", "passes"), [(470, 0, 4), (460, 1, 2), (300, 2, 2), (180, 2, 2), (120, 3, 1)]
 )
 def test_slow_models_drop_flips_then_resolution_then_a_detector(slow, seconds, dropped, passes):
     run = slow(seconds / 3600 / (1 - time_budget.RESERVE), predict_images=lambda side: 10 * (side / SIDE) ** 2)

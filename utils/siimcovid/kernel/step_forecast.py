@@ -81,16 +81,19 @@ def forecast(profile: Profile, plan: "RunPlan") -> dict[str, float]:
         seconds |= {f"fit {name}": each for name, each in trainings.items()}
     if plan.epochs:
         seconds["curves"] = PICTURES["curves"]
+    loads = {s: known[s].load for s in plan.stages}  # of a model, with the first images that it predicts
     if plan.epochs and profile.held_out:
         passes_of = {s: plan.study_models if s == "study" else 1 + plan.hflip_tta for s in plan.stages}
         images = {s: profile.held_out * passes_of[s] for s in plan.stages}
-        seconds[FIT_ENSEMBLE] = sum(known[s].load + known[s].image * area[s] * images[s] for s in plan.stages)
+        seconds[FIT_ENSEMBLE] = sum(loads[stage_of(name)] for name in plan.models(plan.stages))
+        seconds[FIT_ENSEMBLE] += sum(known[s].image * area[s] * images[s] for s in plan.stages)
+        loads = dict.fromkeys(loads, 0.0)
         seconds[FIT_ENSEMBLE] += FIT_SECONDS * sum(images[s] for s in plan.detectors)
-    passes = {s: known[s].load + known[s].image * area[s] * profile.test_images for s in plan.stages}
+    passes = {s: known[s].image * area[s] * profile.test_images for s in plan.stages}
     detectors = [stage_of(name) for name in plan.models(plan.detectors)]
-    seconds["detect"] = sum(passes[s] for s in detectors) * (2 if plan.hflip_tta else 1)
+    seconds["detect"] = sum(loads[s] + passes[s] * (2 if plan.hflip_tta else 1) for s in detectors)
     seconds["detect"] += profile.tables * profile.test_images
-    seconds["classify"] = passes["study"] * len(plan.models(["study"]))
+    seconds["classify"] = (loads["study"] + passes["study"]) * len(plan.models(["study"]))
     if plan.pseudo:
         share = 1 + profile.test_images / max(1, profile.train_images)
         again = sum(training_seconds(known[s], plan.pseudo * share) * area[s] for s in detectors)

@@ -21,7 +21,7 @@ from siimcovid.core.device import gpu_count, training_processes
 from siimcovid.core.files import write_csv
 from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.overrides import override
-from siimcovid.data import image_cache
+from siimcovid.data import folds, image_cache
 from siimcovid.evaluation.ground_truth import find_ground_truth
 from siimcovid.evaluation.submission_csv import write_submission
 from siimcovid.inference import choose_ensemble
@@ -159,9 +159,7 @@ def _inference(
     if len(stamps) < 3:
         return (stamps[-1] - stamps[0]) / len(test), 0.0, predictions
     image = (stamps[-1] - stamps[1]) / (min(len(test), batch * (len(stamps) - 1)) - batch)
-    begin = run.budget.now()  # once more, since what the first pass of a process takes besides comes once
-    predict_images(stage, changed, model, test.head(batch), run.cache)
-    return image, max(0.0, run.budget.now() - begin - image * batch), predictions
+    return image, max(0.0, stamps[1] - stamps[0] - image * batch), predictions
 
 
 def _training(run: Run, stage: str, trial: Path) -> tuple[StageProfile, Path]:
@@ -213,7 +211,7 @@ def _of_all_images(run: Run, stage: str, profile: StageProfile, copying: float) 
     validation = profile.validation
     if config.training.validate:
         passes = validation_passes(config)
-        validating = copying + profile.load + profile.image * held_out * passes
+        validating = copying + profile.image * held_out * passes  # by PyTorch, which loads nothing
         validation += validating
         once += validating if passes > 1 else 0.0  # to choose the size of the best epoch's model
     return replace(profile, once=once, validation=validation, epoch=profile.epoch * count + validation)
@@ -223,7 +221,8 @@ def _fold(run: Run, stage: str) -> int:
     """About how many train images a model of a stage is not trained on."""
     images = run.competition.images
     known = images[(images["split"] == "train") & images["study_label"].isin(STUDY_LABELS)]
-    share = len(known) // max(1, min(max(run.preset.folds, run.plan.members), known["patient_id"].nunique()))
+    count = min(max(run.preset.folds, run.plan.members), folds.count_groups(known))
+    share = len(folds.split(known, 0, count, run.preset.seed)[1]) if count > 1 else 0
     chosen = run.preset.hold_out and share >= choose_ensemble.FEWEST
     return share if getattr(run.preset, stage).training.validate or chosen or run.plan.members > 1 else 0
 
