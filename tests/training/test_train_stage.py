@@ -162,7 +162,7 @@ def test_fewer_patients_than_folds(cached_images, tmp_path, patients, said):
     warnings = []
     preset = load_preset("demo", SETTINGS | {"study.training.validate": True, "folds": 5})
     path = train_stage.fit("study", preset, images, folder, None, tmp_path, warn=warnings.append)
-    assert warnings == [f"study: {patients} patients do not make 5 folds, so {said}"]
+    assert warnings == [f"study has images of {patients} patients, which do not make 5 folds, so {said}"]
     facts = json.loads(path.with_suffix(".json").read_text())
     assert facts["finished"]
     assert (facts["epochs"][0]["metric"] is None) == (patients == 1)

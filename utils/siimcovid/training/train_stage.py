@@ -74,7 +74,7 @@ def fit(
     patients = images.loc[images["split"] == "train", "patient_id"].nunique()
     if config.training.validate and patients < preset.folds:
         kept = "no fold is held out and the last epoch is kept" if held_out is None else f"there are {patients}"
-        warn(f"{stage}: {patients} patients do not make {preset.folds} folds, so {kept}")
+        warn(f"{stage} has images of {patients} patients, which do not make {preset.folds} folds, so {kept}")
     identity = stage_identity(stage, preset, trained_on, held_out, start, out)
     final = Path(out) / f"{stage}.safetensors"
     if is_finished(final, identity) and not final.with_name(f"{stage}.resume.pt").is_file():
