@@ -38,9 +38,9 @@ def assign_folds(
     return pd.Series(numbers, index=train.index, name="fold").reindex(images.index, fill_value=-1)
 
 
-def count_groups(images: pd.DataFrame, duplicates: Iterable[Sequence[str]] = ()) -> int:
-    """How many parts the train images fall into that no fold divides: the most folds that there can be."""
-    return _united(images[images["split"] == "train"], duplicates).nunique()
+def at_most(images: pd.DataFrame, folds: int, duplicates: Iterable[Sequence[str]] = ()) -> int:
+    """So many folds, or fewer where the train images are of fewer patients."""
+    return min(folds, _united(images[images["split"] == "train"], duplicates).nunique())
 
 
 def split(

@@ -282,10 +282,10 @@ def ask_for_study_models_given(inputs: KernelInputs, planner: Planner) -> None:
 def ask_for_members_with_a_fold(images: pd.DataFrame, planner: Planner) -> None:
     """Ask for no more members of a fold ensemble than there are patients in the train images, and say so."""
     wanted = planner.requested
-    patients = max(1, folds.count_groups(images[images["study_label"].isin(STUDY_LABELS)]))
-    if planner.trains and wanted.members > patients:
-        planner.request(override(wanted, {"members": patients}))
-        print(f"Of each stage {patients} models are trained, not {wanted.members}: there are no more patients.")
+    members = max(1, folds.at_most(images[images["study_label"].isin(STUDY_LABELS)], wanted.members))
+    if planner.trains and members < wanted.members:
+        planner.request(override(wanted, {"members": members}))
+        print(f"Of each stage {members} models are trained, not {wanted.members}: there are no more patients.")
 
 
 def priors(images: pd.DataFrame) -> submission_csv.Priors:

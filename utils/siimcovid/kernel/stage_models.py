@@ -84,7 +84,7 @@ def _member_split(run: Run, preset: Preset) -> tuple[pd.DataFrame, pd.DataFrame]
         (run.prepared_images["split"] == "train") & run.prepared_images["study_label"].isin(STUDY_LABELS)
     ]
     copies = duplicates.find(known, run.cache) if preset.duplicates else []
-    count = min(preset.folds, folds.count_groups(known, copies))
+    count = folds.at_most(known, preset.folds, copies)
     return folds.split(known, preset.fold, count, preset.seed, copies)
 
 

@@ -185,7 +185,7 @@ def _training(run: Run, stage: str, trial: Path) -> tuple[StageProfile, Path]:
     end = run.budget.now()
     trained = pd.read_csv(trial / f"{stage}.metrics.csv")
     steps = float(trained["seconds"].iloc[-1])
-    saving = max(0.0, asked[1] - asked[0] - steps) if asked else 0.0
+    saving = max(0.0, asked[1] - asked[0] - steps) if len(asked) > 1 else 0.0
     once = max(0.0, end - begin - float(trained["seconds"].sum()) - 2 * saving)
     return StageProfile(once=once, epoch=1 / float(trained["images_per_second"].iloc[-1]), validation=saving), path
 
@@ -221,7 +221,7 @@ def _fold(run: Run, stage: str) -> int:
     """About how many train images a model of a stage is not trained on."""
     images = run.competition.images
     known = images[(images["split"] == "train") & images["study_label"].isin(STUDY_LABELS)]
-    count = min(max(run.preset.folds, run.plan.members), folds.count_groups(known))
+    count = folds.at_most(known, max(run.preset.folds, run.plan.members))
     share = len(folds.split(known, 0, count, run.preset.seed)[1]) if count > 1 else 0
     chosen = run.preset.hold_out and share >= choose_ensemble.FEWEST
     return share if getattr(run.preset, stage).training.validate or chosen or run.plan.members > 1 else 0

@@ -71,10 +71,8 @@ def fit(
     """
     config = getattr(preset, stage)
     trained_on, held_out = split_images(stage, preset, images, folder)
-    patients = images.loc[images["split"] == "train", "patient_id"].nunique()
-    if config.training.validate and patients < preset.folds:
-        kept = "no fold is held out and the last epoch is kept" if held_out is None else f"there are {patients}"
-        warn(f"{stage} has images of {patients} patients, which do not make {preset.folds} folds, so {kept}")
+    if said := few_patients(stage, preset, images, held_out):
+        warn(said)
     identity = stage_identity(stage, preset, trained_on, held_out, start, out)
     final = Path(out) / f"{stage}.safetensors"
     if is_finished(final, identity) and not final.with_name(f"{stage}.resume.pt").is_file():
@@ -95,13 +93,7 @@ def fit(
 
     def complete(finished: nn.Module) -> Any:
         learn_typical(stage, config, finished, samples)
-        if held_out is None or len(inference_sizes(config)) == 1:
-            return config
-        side, metric = best_size(found := measure_sizes(stage, config, finished, held_out, folder, memory))
-        others = ", ".join(f"{value:.3f} at {other}" for other, value in found.items() if other != side)
-        if launched_as().is_main_process:
-            print(f"{stage} predicts at {side} pixels: {metric:.3f} on the fold held out, {others}", flush=True)
-        return replace(config, infer_size=side)
+        return config if held_out is None else at_better_size(stage, config, finished, held_out, folder, memory)
 
     # on the CPU the weights' bytes differ by the number of threads
     facts = {"start": origin, "preset": preset.name, "images": len(trained_on), "threads": torch.get_num_threads()}
@@ -122,6 +114,28 @@ def fit(
         warn=warn,
         complete=complete,
     )
+
+
+def few_patients(stage: str, preset: Preset, images: pd.DataFrame, held_out: pd.DataFrame | None) -> str:
+    """What is done where there are fewer patients than folds, in a sentence; "" where there are enough."""
+    patients = images.loc[images["split"] == "train", "patient_id"].nunique()
+    if not getattr(preset, stage).training.validate or patients >= preset.folds:
+        return ""
+    kept = "no fold is held out and the last epoch is kept" if held_out is None else f"there are {patients}"
+    return f"{stage} has images of {patients} patients, which do not make {preset.folds} folds, so {kept}"
+
+
+def at_better_size(
+    stage: str, config: Any, model: nn.Module, held_out: pd.DataFrame, folder: Path, memory: ImageMemory
+) -> Any:
+    """The configuration with the better of `inference_sizes` on the fold held out as `infer_size`; both are printed."""
+    if len(inference_sizes(config)) == 1:
+        return config
+    side, metric = best_size(found := measure_sizes(stage, config, model, held_out, folder, memory))
+    others = ", ".join(f"{value:.3f} at {other}" for other, value in found.items() if other != side)
+    if launched_as().is_main_process:
+        print(f"{stage} predicts at {side} pixels: {metric:.3f} on the fold held out, {others}", flush=True)
+    return replace(config, infer_size=side)
 
 
 def learn_typical(stage: str, config: Any, model: nn.Module, samples: ImageDataset) -> None:
@@ -180,7 +194,7 @@ def _split(
     Where there are fewer patients than folds, there are as many folds as patients.
     """
     validate = getattr(preset, stage).training.validate
-    count = min(preset.folds, folds.count_groups(known, groups))
+    count = folds.at_most(known, preset.folds, groups)
     if count > 1 and (validate or preset.hold_out):
         chosen, held_out = folds.split(known, preset.fold, count, preset.seed, groups)
         if validate or choose_ensemble.enough(held_out):
