@@ -8,7 +8,7 @@ from siimcovid.core.errors import InputError
 from siimcovid.data.competition import load
 from siimcovid.data.dicom_headers import read_header_tables
 from siimcovid.data.duplicates import read_duplicates
-from siimcovid.data.folds import assign_folds, split
+from siimcovid.data.folds import assign_folds, enough_to_fit, split
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +115,10 @@ def test_small_and_odd_sets():
 def test_folds_that_cannot_be(fold, folds):
     with pytest.raises(InputError, match=r"3 patients do not make|there is no fold"):
         split(small("abcabc"), fold, folds)
+
+
+@pytest.mark.parametrize(("annotated", "with_box", "expected"), [(100, 20, True), (99, 40, False), (100, 19, False)])
+def test_how_many_are_enough(annotated, with_box, expected):
+    boxes = [[[0.1, 0.1, 0.2, 0.2]]] * with_box + [[]] * (120 - with_box)
+    images = pd.DataFrame({"boxes": boxes, "annotated": [True] * annotated + [False] * (120 - annotated)})
+    assert enough_to_fit(images) == expected

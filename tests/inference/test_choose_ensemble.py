@@ -1,6 +1,5 @@
 """The ensemble is not worse than its best detector: on model outputs of which it is known how good they are."""
 
-import pandas as pd
 import pytest
 
 from siimcovid.core.overrides import override
@@ -73,13 +72,6 @@ def test_even_few_images_leave_out_who_surely_hurts():
     for count, choice in ((20, "yolo alone"), (19, PRESET)):  # a handful prove nothing
         few = images.loc[boxed[:count]]
         assert choose(outputs.of_images(set(few["image_id"])), few, {}, PLAIN).choice == choice
-
-
-@pytest.mark.parametrize(("annotated", "with_box", "expected"), [(100, 20, True), (99, 40, False), (100, 19, False)])
-def test_how_many_are_enough(annotated, with_box, expected):
-    boxes = [[[0.1, 0.1, 0.2, 0.2]]] * with_box + [[]] * (120 - with_box)
-    images = pd.DataFrame({"boxes": boxes, "annotated": [True] * annotated + [False] * (120 - annotated)})
-    assert choose_ensemble.enough(images) == expected
 
 
 def test_who_is_left_out_may_still_say_that_there_is_none():

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from siimcovid.core.labels import CLASSES, STUDY_LABELS
+from siimcovid.data import folds
 from siimcovid.inference import choose_ensemble, fit_ensemble, predictor
 from siimcovid.kernel import earlier_sessions, stage_models, steps
 from siimcovid.kernel.run_plan import RunPlan
@@ -40,14 +41,14 @@ def spy(monkeypatch, folders):
         asked.trained_on.append(train_stage.split_images(stage, preset, images, folder)[0])
         return copied_training(folders / "weights")(stage, preset, images, folder, *rest, **options)
 
-    def choose(outputs, images, folds, preset):
-        asked.outputs, asked.images, asked.folds = outputs, images, folds
+    def choose(outputs, images, parts, preset):
+        asked.outputs, asked.images, asked.folds = outputs, images, parts
         return choose_ensemble.ChosenEnsemble("fitted", NUMBERS, CHOICES, ITEMS, len(images))
 
     monkeypatch.setattr(train_stage, "fit", fit)
     monkeypatch.setattr(choose_ensemble, "choose", choose)
-    monkeypatch.setattr(choose_ensemble, "FEWEST", 5)
-    monkeypatch.setattr(choose_ensemble, "FEWEST_OF_A_KIND", 1)
+    monkeypatch.setattr(folds, "FEWEST", 5)
+    monkeypatch.setattr(folds, "FEWEST_OF_A_KIND", 1)
     return asked
 
 
@@ -110,8 +111,8 @@ def test_every_member_predicts_its_own_fold(folders, tmp_path, spy):
     known = run.prepared_images[run.prepared_images["split"] == "train"]
     assert set(spy.images["image_id"]) == set(known["image_id"])
     assert set(spy.outputs.predicted_ids) == {"rcnn", "yolo"}
-    folds = [set(stage_models.held_out(run, name)["image_id"]) for name in ("rcnn", "rcnn.1")]
-    assert not folds[0] & folds[1]
+    held = [set(stage_models.held_out(run, name)["image_id"]) for name in ("rcnn", "rcnn.1")]
+    assert not held[0] & held[1]
 
 
 def test_study_models_of_several_seeds_predict_the_same_fold(folders, tmp_path, spy):

@@ -25,7 +25,7 @@ def test_the_wheel_has_every_file_and_the_command(tmp_path):
     with zipfile.ZipFile(path) as wheel:
         names = set(wheel.namelist())
         (entry,) = [name for name in names if name.endswith("entry_points.txt")]
-        assert b"siimcovid = siimcovid.apps.command_line:main" in wheel.read(entry)
+        assert b"siimcovid = siimcovid.apps.command_line:program" in wheel.read(entry)
     files = [path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     assert len(files) > 100
     assert {str(path.relative_to(PACKAGE.parent)) for path in files} <= names

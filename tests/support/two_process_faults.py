@@ -17,7 +17,7 @@ from pathlib import Path
 
 from siimcovid.data.competition import read_index
 from siimcovid.models import study_classifier
-from siimcovid.training import multi_gpu, train_stage, training_loop
+from siimcovid.training import multi_gpu_child, train_stage, training_loop
 from support.fork_server import fresh_fork_server
 
 AGAIN = "half the batch, accumulated to the same, until it fits"
@@ -157,7 +157,7 @@ BY_NAME = {fault.name: fault for fault in FAULTS}
 
 
 def run_job(path: str, name: str) -> None:
-    """One of two processes: multi_gpu.run_job with a fault."""
+    """One of two processes: multi_gpu_child.train with a fault."""
     gc.freeze()  # what is imported is no garbage
     fault, out = BY_NAME[name], Path(path).parent
     if fault.rank in (None, int(os.environ["RANK"])):
@@ -172,7 +172,7 @@ def run_job(path: str, name: str) -> None:
             return real(*arguments, **options)
 
         setattr(owner, function, watched)
-    multi_gpu.run_job(Path(path))
+    multi_gpu_child.train(Path(path))
 
 
 def prepare_server() -> None:

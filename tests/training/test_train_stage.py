@@ -14,8 +14,8 @@ from siimcovid.core.errors import InputError
 from siimcovid.core.labels import NIH_FINDINGS
 from siimcovid.core.overrides import override
 from siimcovid.core.presets import DEMO, load_preset
+from siimcovid.data import folds
 from siimcovid.data.datasets import ImageDataset
-from siimcovid.inference import choose_ensemble
 from siimcovid.inference.predictor import predict_table, study_probabilities
 from siimcovid.models import checkpoints, weights_manifest
 from siimcovid.training import train_stage
@@ -293,17 +293,17 @@ def test_a_fold_is_held_out_by_all_stages_where_it_is_large_enough(cached_images
         everything = train_stage.split_images(stage, DEMO, images, folder)[0]
         assert train_stage.split_images(stage, holds, images, folder)[0].equals(everything)  # too few to fit on
         assert train_stage.held_out_fold(stage, holds, images, folder).empty
-    monkeypatch.setattr(choose_ensemble, "FEWEST", 2)
-    monkeypatch.setattr(choose_ensemble, "FEWEST_OF_A_KIND", 0)
-    folds = []
+    monkeypatch.setattr(folds, "FEWEST", 2)
+    monkeypatch.setattr(folds, "FEWEST_OF_A_KIND", 0)
+    held = []
     for stage in ("rcnn", "yolo", "study"):
         chosen, by_which_an_epoch_is_chosen = train_stage.split_images(stage, holds, images, folder)
         held_out = train_stage.held_out_fold(stage, holds, images, folder)
         assert by_which_an_epoch_is_chosen is None
         assert len(held_out)
         assert not set(held_out["patient_id"]) & set(chosen["patient_id"])
-        folds.append(held_out["image_id"].tolist())
-    assert folds[0] == folds[1] == folds[2]
+        held.append(held_out["image_id"].tolist())
+    assert held[0] == held[1] == held[2]
     validates = override(DEMO, {"rcnn.training.validate": True, "folds": 2, "duplicates": False})
     chosen, held_out = train_stage.split_images("rcnn", validates, images, folder)
     assert held_out.equals(train_stage.held_out_fold("rcnn", validates, images, folder))

@@ -1,6 +1,6 @@
 """`python -m siimcovid` is the command `siimcovid`."""
 
-from siimcovid.apps.command_line import main
+from siimcovid.apps.command_line import program
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(program())

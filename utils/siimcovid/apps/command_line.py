@@ -12,6 +12,7 @@ from types import ModuleType
 
 from siimcovid import __version__
 from siimcovid.core.errors import InputError, InstallationError
+from siimcovid.core.program_start import spare_old_objects
 
 #: verb -> one line of help; the verb's code is the module `VERB_command` of the folder commands.
 VERBS = {
@@ -51,6 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
+def program() -> int:
+    """`main` as a program of its own, on the arguments that it was given."""
+    spare_old_objects()
+    return main()
+
+
 def _run(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="siimcovid", description=__doc__.split(":")[0])
     parser.add_argument("--version", action="version", version=__version__)
@@ -80,4 +87,4 @@ def _command(verb: str) -> ModuleType:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(program())

@@ -24,7 +24,6 @@ from siimcovid.core.configuration import Augment
 from siimcovid.core.device import gpu_count
 from siimcovid.core.labels import NIH_FINDINGS, STUDY_LABELS
 from siimcovid.core.processes import processors, sharing_processes
-from siimcovid.data.augmentation import build_transforms, random_rectangles
 from siimcovid.data.image_memory import ImageMemory, training_bytes
 from siimcovid.data.random_geometry import mosaic, move, random_flips, random_matrix
 from siimcovid.data.resize import centre_crop, crop_boxes
@@ -71,7 +70,11 @@ class ImageDataset(Dataset):
         if NIH_FINDINGS[0] in images:
             self.findings = torch.from_numpy(images[list(NIH_FINDINGS)].to_numpy(np.float32, copy=True))
         self.folder, self.size, self.augment, self.seed, self.epochs = Path(folder), size, augment, seed, epochs
-        self.transforms = build_transforms(augment, seed) if augment else None
+        self.transforms = None
+        if augment:
+            from siimcovid.data.augmentation import build_transforms  # who predicts only is spared albumentations
+
+            self.transforms = build_transforms(augment, seed)
         self.memory = ImageMemory(training_bytes(loader_workers())) if memory is None else memory
 
     def __len__(self) -> int:
@@ -134,6 +137,8 @@ class ImageDataset(Dataset):
             self.transforms.set_random_seed(int(rng.integers(2**31)))
             pixels = self.transforms(image=pixels[:, :, None])["image"][:, :, 0]
         if a.rectangles and rng.random() < a.rectangles:
+            from siimcovid.data.augmentation import random_rectangles
+
             pixels, boxes = random_rectangles(pixels, boxes, a, rng)
         return pixels, boxes
 

@@ -29,8 +29,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from siimcovid.core.errors import InputError
 from siimcovid.core.files import atomic_path
@@ -68,6 +66,9 @@ def find(images: pd.DataFrame, folder: Path) -> list[list[str]]:
         pairs += [(known[0], other) for other in known[1:]]
     if not pairs:
         return []
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     first, second = np.array(pairs).T
     graph = coo_array((np.ones(len(pairs)), (first, second)), shape=(len(names), len(names)))
     label = pd.Series(connected_components(graph, directed=False)[1], index=names)

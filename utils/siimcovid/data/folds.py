@@ -14,6 +14,10 @@ from siimcovid.core.errors import InputError
 #: Images with as many boxes or more are one stratum: fewer than one in thirty.
 MANY_BOXES = 3
 
+#: Annotated images, and images with a box and without, from which on a fold is enough to fit the ensemble's numbers:
+#: see docs/training.md.
+FEWEST, FEWEST_OF_A_KIND = 100, 20
+
 
 def assign_folds(
     images: pd.DataFrame, folds: int = 5, seed: int = 0, duplicates: Iterable[Sequence[str]] = ()
@@ -55,6 +59,13 @@ def split(
         raise InputError(f"there is no fold {fold} of {folds}: give 0 to {folds - 1}")
     assigned = assign_folds(images, folds, seed, duplicates)
     return images[(assigned >= 0) & (assigned != fold) & images["annotated"]], images[assigned == fold]
+
+
+def enough_to_fit(images: pd.DataFrame) -> bool:
+    """Whether numbers can be fitted on these rows of the index: FEWEST annotated, with and without boxes."""
+    boxes = images.loc[images["annotated"].astype(bool), "boxes"].map(len)
+    with_boxes = int((boxes > 0).sum())
+    return len(boxes) >= FEWEST and min(with_boxes, len(boxes) - with_boxes) >= FEWEST_OF_A_KIND
 
 
 def _deal(counts: np.ndarray, folds: int, seed: int) -> np.ndarray:

@@ -5,11 +5,11 @@ overrides of the preset, with the scores of every choice that there was.
 
 No choice is judged on images that its numbers were fitted on, and the ensemble is never worse than its best detector:
 each detector's boxes are tried alone too, with late fusion fitted for them, in which the others may still say whether
-an image has none. Of the choices whose opacity is not below the best
-lone detector's, the one with the highest mean of the six classes is taken.
+an image has none. Of the choices whose opacity is not below the best lone detector's, the one with the highest mean of
+the six classes is taken.
 
-With fewer than FEWEST images there is nothing to fit by, and the preset's numbers stay; but a detector that is better
-alone in nearly all draws of a bootstrap is left alone then too, from FEWEST_OF_A_KIND images with a box on.
+With too few images (folds.enough_to_fit) there is nothing to fit by, and the preset's numbers stay; but a detector that
+is better alone in nearly all draws of a bootstrap is left alone then too, from FEWEST_OF_A_KIND images with a box on.
 """
 
 from collections.abc import Mapping
@@ -21,15 +21,13 @@ import pandas as pd
 
 from siimcovid.core.configuration import Preset
 from siimcovid.core.overrides import override
+from siimcovid.data.folds import FEWEST_OF_A_KIND, enough_to_fit
 from siimcovid.evaluation.mean_average_precision import descending_order, match
 from siimcovid.evaluation.paired_bootstrap import RankedClass, weighted_precision
 from siimcovid.evaluation.prediction_scores import class_scores, match_arguments
 from siimcovid.inference import fit_ensemble
 from siimcovid.inference.ensemble import combine
 from siimcovid.inference.model_outputs import ModelOutputs
-
-#: Annotated images, and images with a box and without, from which on numbers are fitted: see docs/training.md.
-FEWEST, FEWEST_OF_A_KIND = 100, 20
 
 #: Draws of the bootstrap, and the share of them in which a lone detector must be better where images are few.
 DRAWS, SURE = 200, 0.95
@@ -85,7 +83,7 @@ def choose(outputs: ModelOutputs, images: pd.DataFrame, folds: Mapping[str, int]
         InputError: there are enough images, and all are in one part.
     """
     preset.check()
-    if not enough(images):
+    if not enough_to_fit(images):
         return _without_fitting(outputs, images, preset)
     numbers, items = fit_ensemble.fit(outputs, images, folds, override(preset, fit_ensemble.NOTHING))
     options = {FITTED: {**fit_ensemble.NOTHING, **numbers}, PRESET: {}}
@@ -101,13 +99,6 @@ def choose(outputs: ModelOutputs, images: pd.DataFrame, folds: Mapping[str, int]
     allowed = choices if np.isnan(floor) else choices[choices["opacity"] >= floor]
     choice = str(allowed["mean"].idxmax())
     return ChosenEnsemble(choice, options[choice], choices, items, len(images))
-
-
-def enough(images: pd.DataFrame) -> bool:
-    """Whether numbers can be fitted on these rows of the index: FEWEST annotated, with and without boxes."""
-    boxes = images.loc[images["annotated"].astype(bool), "boxes"].map(len)
-    with_boxes = int((boxes > 0).sum())
-    return len(boxes) >= FEWEST and min(with_boxes, len(boxes) - with_boxes) >= FEWEST_OF_A_KIND
 
 
 def _boxes_of(detector: str, preset: Preset) -> dict[str, Any]:

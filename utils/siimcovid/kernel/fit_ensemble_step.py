@@ -85,7 +85,7 @@ def _models_of_fold(run: Run, number: int) -> list[str]:
 def _choose(run: Run, folds: dict[int, pd.DataFrame]) -> "ChosenEnsemble | None":
     """Predict the held-out images and choose; None where there is no time for it."""
     from siimcovid.data import duplicates
-    from siimcovid.data.folds import assign_folds
+    from siimcovid.data.folds import assign_folds, enough_to_fit
     from siimcovid.inference import choose_ensemble, fit_ensemble
 
     images = pd.concat(folds.values())
@@ -97,7 +97,7 @@ def _choose(run: Run, folds: dict[int, pd.DataFrame]) -> "ChosenEnsemble | None"
         return None
     images = images[images["image_id"].isin(outputs.images["image_id"])]
     parts: dict[str, int] = {}
-    if choose_ensemble.enough(images):
+    if enough_to_fit(images):
         copies = duplicates.find(images, run.cache) if run.preset.duplicates else []
         assigned = assign_folds(images, fit_ensemble.PARTS, run.preset.seed, copies)
         parts = dict(zip(images["image_id"], assigned, strict=True))

@@ -24,7 +24,6 @@ from siimcovid.core.overrides import override
 from siimcovid.data import folds, image_cache
 from siimcovid.evaluation.ground_truth import find_ground_truth
 from siimcovid.evaluation.submission_csv import write_submission
-from siimcovid.inference import choose_ensemble
 from siimcovid.inference.predictor import Predictions, predict_images
 from siimcovid.kernel import earlier_sessions, stage_models
 from siimcovid.kernel.kernel_inputs import priors
@@ -223,7 +222,7 @@ def _fold(run: Run, stage: str) -> int:
     known = images[(images["split"] == "train") & images["study_label"].isin(STUDY_LABELS)]
     count = folds.at_most(known, max(run.preset.folds, run.plan.members))
     share = len(folds.split(known, 0, count, run.preset.seed)[1]) if count > 1 else 0
-    chosen = run.preset.hold_out and share >= choose_ensemble.FEWEST
+    chosen = run.preset.hold_out and share >= folds.FEWEST
     return share if getattr(run.preset, stage).training.validate or chosen or run.plan.members > 1 else 0
 
 

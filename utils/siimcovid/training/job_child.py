@@ -13,6 +13,7 @@ import traceback
 from pathlib import Path
 
 from siimcovid.core.files import write_json
+from siimcovid.core.program_start import spare_old_objects
 
 
 def end_with_parent() -> None:
@@ -72,5 +73,6 @@ def train(path: Path) -> bool:
 
 
 if __name__ == "__main__":
+    spare_old_objects()
     end_with_parent()
     sys.exit(0 if train(Path(sys.argv[1])) else 1)

@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,12 +18,13 @@ import torch
 
 from siimcovid.core.configuration import Preset
 from siimcovid.core.device import gpu_count, training_processes
-from siimcovid.core.files import write_text
 from siimcovid.core.memory_errors import is_out_of_memory
 from siimcovid.core.processes import inherited_path
 from siimcovid.training import train_stage
-from siimcovid.training.job_child import end_with_parent
-from siimcovid.training.training_job import TrainingJob, as_files, read_job
+from siimcovid.training.training_job import TrainingJob, as_files
+
+#: The module that the processes run.
+CHILD = "siimcovid.training.multi_gpu_child"
 
 #: Parts of what a process says whose neighbour has ended, in small letters: gloo's and NCCL's.
 OF_ANOTHER = ("connection closed by peer", "connection reset by peer", "broken pipe", "remote process exited", "nccl")
@@ -82,7 +82,7 @@ def run_processes(stage: str, job: Path, count: int) -> None:
     for left in job.parent.glob(f"failure.{stage}.*.txt"):
         left.unlink()
     environment = os.environ | {"PYTHONPATH": inherited_path()}
-    command = [*launcher(count), "-m", "siimcovid.training.multi_gpu", str(job)]
+    command = [*launcher(count), "-m", CHILD, str(job)]
     awaited, held = os.pipe()  # is at its end when this process is gone, whatever ended it
     try:
         done = subprocess.run(command, env=environment, stdin=awaited, check=False)
@@ -99,19 +99,3 @@ def run_processes(stage: str, job: Path, count: int) -> None:
     own = [text for text in words if not any(part in text.lower() for part in OF_ANOTHER)]
     reason = [*lacking, *own, "a process was killed without a word, as the system does when it is out of memory"][0]
     raise RuntimeError(f"training stage {stage} in {count} processes failed with exit code {done.returncode}: {reason}")
-
-
-def run_job(path: Path) -> None:
-    """One of the processes that `fit` started; what ends it is written beside the job for the one that waits."""
-    job, _ = read_job(path)
-    try:
-        train_stage.fit(*job.arguments(), ends_before(job.deadline), **job.options())
-    except BaseException as error:
-        words = "".join(traceback.format_exception_only(error))
-        write_text(job.out / f"failure.{job.stage}.{os.environ.get('RANK', '0')}.txt", words)
-        raise
-
-
-if __name__ == "__main__":
-    end_with_parent()
-    run_job(Path(sys.argv[1]))

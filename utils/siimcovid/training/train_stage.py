@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.utils.data import Dataset, Subset
 
@@ -28,7 +27,6 @@ from siimcovid.data.image_memory import PREDICTION_BYTES, ImageMemory
 from siimcovid.data.resize import centre_crop
 from siimcovid.evaluation.mean_average_precision import study_precisions
 from siimcovid.evaluation.prediction_scores import opacity_score
-from siimcovid.inference import choose_ensemble
 from siimcovid.inference.predictor import predict_table, study_probabilities
 from siimcovid.models import checkpoints, initial_weights
 from siimcovid.models.backbone import for_inference, normalise
@@ -197,7 +195,7 @@ def _split(
     count = folds.at_most(known, preset.folds, groups)
     if count > 1 and (validate or preset.hold_out):
         chosen, held_out = folds.split(known, preset.fold, count, preset.seed, groups)
-        if validate or choose_ensemble.enough(held_out):
+        if validate or folds.enough_to_fit(held_out):
             return chosen, held_out
     return known[known["annotated"]], None
 
@@ -271,6 +269,8 @@ def measure(
     under the ROC curve of the findings that some images have and some have not, as Wang et al. 2017 compare them.
     """
     if stage == "backbone":
+        from sklearn.metrics import roc_auc_score  # two thirds of a second, which every other training is spared
+
         truth, scores = images[list(NIH_FINDINGS)].to_numpy(), findings(config, model, images, folder, memory)
         both = (truth.min(axis=0) == 0) & (truth.max(axis=0) == 1)
         return float(roc_auc_score(truth[:, both], scores[:, both])) if both.any() else math.nan

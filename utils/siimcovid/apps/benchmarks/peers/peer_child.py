@@ -9,6 +9,7 @@ from pathlib import Path
 
 from siimcovid.apps.benchmarks.peers import CONTENDERS
 from siimcovid.apps.benchmarks.peers.peer_job import read_job, write_outcome
+from siimcovid.core.program_start import spare_old_objects
 from siimcovid.training.job_child import end_with_parent
 
 
@@ -24,5 +25,6 @@ def contend(path: Path) -> None:
 
 
 if __name__ == "__main__":
+    spare_old_objects()
     end_with_parent()
     contend(Path(sys.argv[1]))
