@@ -15,7 +15,7 @@ from siimcovid.core.overrides import override
 from siimcovid.core.presets import load_preset
 from siimcovid.data import competition
 from siimcovid.evaluation.prediction_scores import class_scores
-from siimcovid.inference import fit_ensemble
+from siimcovid.inference import fit_ensemble, fitted_numbers
 from siimcovid.inference.ensemble import combine
 from siimcovid.inference.model_outputs import ModelOutputs
 from support.random_predictions import PRESET, world
@@ -96,18 +96,18 @@ def test_bad_requests_are_refused():
 
 def test_numbers_beside_weights(tmp_path):
     numbers = {"fusion.weights": [1.0, 0.7], "late_fusion.none": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]}
-    path = fit_ensemble.write(tmp_path, numbers, PRESET, "demo")
-    assert fit_ensemble.read(tmp_path) == numbers
+    path = fitted_numbers.write(tmp_path, numbers, PRESET, "demo")
+    assert fitted_numbers.read(tmp_path) == numbers
     entry = json.loads((tmp_path / "manifest.json").read_text())["ensemble.json"]
     assert (entry["preset"], entry["stage"]) == ("demo", "combination")
     path.write_text('{"rcnn.training.epochs": 1}')
     with pytest.raises(InputError, match="damaged"):  # not what the manifest vouches for
-        fit_ensemble.read(tmp_path)
-    fit_ensemble.write(tmp_path, {"rcnn.training.epochs": 1}, PRESET, "demo")
+        fitted_numbers.read(tmp_path)
+    fitted_numbers.write(tmp_path, {"rcnn.training.epochs": 1}, PRESET, "demo")
     with pytest.raises(InputError, match="sets other than fusion and late_fusion"):
-        fit_ensemble.read(tmp_path)
+        fitted_numbers.read(tmp_path)
     (tmp_path / "manifest.json").write_text("{}")
-    assert fit_ensemble.read(tmp_path) == {}
+    assert fitted_numbers.read(tmp_path) == {}
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_the_command_fits_and_writes(crossval, capsys):
     assert main([*given, "--out", str(crossval / "weights")]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("120 images, each scored by numbers fitted without its fold")
-    numbers = fit_ensemble.read(crossval / "weights")
+    numbers = fitted_numbers.read(crossval / "weights")
     assert set(fit_ensemble.NOTHING) <= set(numbers)  # the preset's own numbers do not stay beside them
     assert load_preset("demo", numbers).late_fusion.laterality == tuple(numbers["late_fusion.laterality"])
     assert main([*given, "--items", "none"]) == 0

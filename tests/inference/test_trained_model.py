@@ -142,10 +142,10 @@ def test_wrong_weights_are_one_sentence(tmp_path, how, words):
 
 def test_the_preset_and_the_fitted_numbers_are_used(tmp_path, model):
     """ensemble.json changes the prediction and the identity by which finished work is known."""
-    from siimcovid.inference import fit_ensemble
+    from siimcovid.inference import fitted_numbers
 
     folder = write_weights(tmp_path)
-    fit_ensemble.write(folder, {"fusion.calibration": [1.0, 3.0, 1.0, 3.0]}, DEMO, "nothing")
+    fitted_numbers.write(folder, {"fusion.calibration": [1.0, 3.0, 1.0, 3.0]}, DEMO, "nothing")
     changed = siimcovid.load(folder)
     assert changed.preset.fusion.calibration == (1.0, 3.0, 1.0, 3.0)
     assert changed.identity != model.identity

@@ -9,7 +9,7 @@ import pytest
 
 from siimcovid.core.labels import CLASSES, STUDY_LABELS
 from siimcovid.data import folds
-from siimcovid.inference import choose_ensemble, fit_ensemble, predictor
+from siimcovid.inference import choose_ensemble, fit_ensemble, fitted_numbers, predictor
 from siimcovid.kernel import earlier_sessions, stage_models, steps
 from siimcovid.kernel.run_plan import RunPlan
 from siimcovid.kernel.step_forecast import FIT_ENSEMBLE, Profile, StageProfile, forecast
@@ -77,7 +77,7 @@ def test_what_is_fitted_on_the_fold_combines_the_test_images(folders, tmp_path, 
     assert set(spy.folds.values()) == set(range(fit_ensemble.PARTS))
     assert run.preset.fusion.weights == (1.0, 0.0)
     assert run.preset.fusion.iou == 0.6  # OVERRIDES go before what was fitted
-    written = fit_ensemble.read(tmp_path / "weights")
+    written = fitted_numbers.read(tmp_path / "weights")
     assert written == NUMBERS | {"fusion.iou": 0.6}
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["ensemble"]["source"] == "competition, fold 0 that no model was trained on"
@@ -96,11 +96,11 @@ def test_what_is_fitted_on_the_fold_combines_the_test_images(folders, tmp_path, 
 def test_numbers_of_another_run_do_not_stay(folders, tmp_path, spy):
     """Without a fold held out nothing is fitted, and what an earlier run fitted to its models is removed."""
     run = trained(folders, tmp_path)
-    fit_ensemble.write(tmp_path / "weights", NUMBERS, run.preset, "others")
+    fitted_numbers.write(tmp_path / "weights", NUMBERS, run.preset, "others")
     assert steps.fit_ensemble(run) is None
     assert spy.outputs is None
-    assert fit_ensemble.FILE not in weights_manifest.read_manifest(tmp_path / "weights")
-    assert not (tmp_path / "weights" / fit_ensemble.FILE).exists()
+    assert fitted_numbers.FILE not in weights_manifest.read_manifest(tmp_path / "weights")
+    assert not (tmp_path / "weights" / fitted_numbers.FILE).exists()
     assert run.record.ensemble == {"source": "preset demo"}
     assert FIT_ENSEMBLE not in run.record.seconds
 

@@ -7,7 +7,7 @@ import pytest
 
 from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.presets import DEMO
-from siimcovid.inference import fit_ensemble
+from siimcovid.inference import fitted_numbers
 from siimcovid.kernel import steps
 from siimcovid.synthetic.demo_competition import write_competition
 from support.tiny_weights import write_weights
@@ -26,7 +26,7 @@ def folders(tmp_path_factory):
     """A competition, and weights that know nothing with fitted numbers beside them."""
     top = tmp_path_factory.mktemp("inputs")
     write_competition(top / "competition", train_studies=4, test_studies=4, seed=1, scale=0.03)
-    fit_ensemble.write(write_weights(top / "weights"), NUMBERS, DEMO, "nothing")
+    fitted_numbers.write(write_weights(top / "weights"), NUMBERS, DEMO, "nothing")
     return top
 
 
@@ -57,12 +57,12 @@ def test_damaged_numbers_are_recorded_and_left(folders, tmp_path):
     for path in (folders / "weights").iterdir():
         (tmp_path / "weights").mkdir(exist_ok=True)
         (tmp_path / "weights" / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "weights" / fit_ensemble.FILE).write_text('{"late_fusion.opacity_none": 0.25}')
+    (tmp_path / "weights" / fitted_numbers.FILE).write_text('{"late_fusion.opacity_none": 0.25}')
     run = start(folders, tmp_path / "out", tmp_path / "weights")
     assert run.preset.late_fusion == DEMO.late_fusion
     (fault,) = run.degraded
     assert fault["step"] == "weights"
-    assert fit_ensemble.FILE in fault["reason"]
+    assert fitted_numbers.FILE in fault["reason"]
 
 
 def test_the_submission_is_the_combined_answer(folders, tmp_path):

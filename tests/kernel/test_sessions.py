@@ -19,7 +19,7 @@ from siimcovid.core.errors import InputError
 from siimcovid.core.presets import DEMO
 from siimcovid.core.stage_names import SUBMISSION_STAGES
 from siimcovid.evaluation import submission_validator
-from siimcovid.inference import fit_ensemble
+from siimcovid.inference import fitted_numbers
 from siimcovid.kernel import kernel_inputs, run_plan, step_profile, steps, train_models, weights_sources
 from siimcovid.kernel.notebook_parameters import Parameters
 from siimcovid.kernel.recovery import Recovery
@@ -274,7 +274,7 @@ def test_a_damaged_file_or_manifest_leaves_the_other_folders(tmp_path, monkeypat
 def test_fitted_numbers_come_from_the_folder_of_the_models(tmp_path, monkeypatch, capsys):
     numbers = {"late_fusion.opacity_none": 0.25}
     dataset = write_weights(tmp_path / "input" / "weights", SUBMISSION_STAGES)
-    fit_ensemble.write(dataset, numbers, DEMO, "nothing")
+    fitted_numbers.write(dataset, numbers, DEMO, "nothing")
     found(tmp_path, monkeypatch)
     assert f"the numbers of {dataset}" in capsys.readouterr().out
     output(tmp_path / "input" / f"{SLUG}-1", SUBMISSION_STAGES[:1])  # models of two folders: nobody fitted them

@@ -1,8 +1,8 @@
 """The numbers of calibration, box fusion and late fusion, fitted on out-of-fold predictions.
 
 In: `ModelOutputs` of models that were trained without the images' folds (cross_validation.py), the index with these
-images' truth, and the fold of each. Out: overrides of a preset, `fusion.…` and `late_fusion.…`, and a table of what
-each item gains; `write` and `read` keep the overrides as ensemble.json in a weights folder.
+images' truth, and the fold of each. Out: overrides of a preset, `fusion.…` and `late_fusion.…`, which fitted_numbers.py
+keeps in a weights folder, and a table of what each item gains.
 
 Items are fitted one after the other, each on top of those that were kept. To measure an item's gain it is fitted
 without each fold in turn and applied to that fold, so no number is judged on images that it was fitted on; an item that
@@ -16,10 +16,8 @@ does not raise the mean of the six classes is left out. Only what is kept is fit
 """
 
 import itertools
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +27,6 @@ from sklearn.model_selection import cross_val_predict
 
 from siimcovid.core.configuration import FusionConfig, Preset
 from siimcovid.core.errors import InputError
-from siimcovid.core.files import write_json
 from siimcovid.core.labels import STUDY_LABELS
 from siimcovid.core.overrides import override
 from siimcovid.core.stage_names import stage_of
@@ -48,10 +45,6 @@ from siimcovid.inference.late_fusion import (
 from siimcovid.inference.model_outputs import ModelOutputs
 from siimcovid.inference.predictor import study_probabilities
 from siimcovid.inference.weighted_boxes_fusion import fuse_boxes, usable_boxes
-from siimcovid.models import weights_manifest
-
-#: The file of fitted numbers in a weights folder: overrides of the preset, as JSON.
-FILE = "ensemble.json"
 
 #: Overrides that switch calibration and late fusion off: what is fitted starts from these.
 NOTHING: Mapping[str, Any] = {
@@ -337,31 +330,3 @@ def fit(
             fitted, before = candidate, after
             whole |= ITEMS[item](outputs, images, override(preset, whole))
     return whole, pd.DataFrame(rows).set_index("item")
-
-
-def write(folder: Path, overrides: Mapping[str, Any], preset: Preset, data: str) -> Path:
-    """Write the fitted numbers into a weights folder and enter them into its manifest."""
-    path = Path(folder) / FILE
-    write_json(path, dict(overrides))
-    weights_manifest.register(
-        path,
-        stage="combination",
-        architecture=", ".join(preset.fusion.detectors),
-        source=f"fitted by siimcovid on out-of-fold predictions of {data}",
-        licence="GPL-3.0",
-        preset=preset.name,
-    )
-    return path
-
-
-def read(folder: Path) -> dict[str, Any]:
-    """The fitted numbers of a weights folder, {} where it has none. Raises InputError where they are damaged."""
-    if FILE not in weights_manifest.read_manifest(folder):
-        return {}
-    try:
-        numbers = json.loads(weights_manifest.verified(folder, FILE).read_text(encoding="utf-8"))
-        if not all(key.startswith(("fusion.", "late_fusion.")) for key in numbers):
-            raise ValueError("it sets other than fusion and late_fusion")
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{folder}/{FILE} is damaged ({error}); fit it again with `siimcovid fit-ensemble`") from None
-    return numbers

@@ -29,7 +29,7 @@ from siimcovid.data import image_cache, image_files
 from siimcovid.data.image_memory import HeldImages, ImageMemory
 from siimcovid.evaluation.ensemble_prediction import EnsemblePrediction
 from siimcovid.evaluation.submission_csv import to_pixels
-from siimcovid.inference import fit_ensemble
+from siimcovid.inference import fitted_numbers
 from siimcovid.inference.ensemble import combine
 from siimcovid.inference.model_outputs import ModelOutputs
 from siimcovid.inference.predictor import DETECTION_COLUMNS, predict_images, unlike_images
@@ -265,7 +265,7 @@ def load(folder: Path | str) -> TrainedModel:
         if file != name and entry.get("preset") and stage_of(name) in (*DETECTORS, "study"):
             entries[name] = entry
     preset_name = next((entry["preset"] for entry in entries.values()), "")
-    preset = override(PRESETS.get(preset_name, SMALL), fit_ensemble.read(folder)).check()
+    preset = override(PRESETS.get(preset_name, SMALL), fitted_numbers.read(folder)).check()
     names = [name for name in sorted(entries) if stage_of(name) in preset.stages]
     if not names:
         wanted = ", ".join(f"{stage}.safetensors" for stage in preset.stages)

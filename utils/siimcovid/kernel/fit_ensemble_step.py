@@ -51,7 +51,7 @@ def fit_ensemble(run: Run) -> pd.DataFrame | None:
 
 def _remove_earlier(run: Run) -> None:
     """An earlier run's numbers in this folder were fitted to other models."""
-    from siimcovid.inference.fit_ensemble import FILE
+    from siimcovid.inference.fitted_numbers import FILE
     from siimcovid.models import weights_manifest
 
     weights_manifest.remove(run.folder / "weights" / FILE)
@@ -141,7 +141,7 @@ def _predict(run: Run, folds: dict[int, pd.DataFrame]) -> "ModelOutputs | None":
 
 def _take_over(run: Run, chosen: "ChosenEnsemble") -> None:
     """Combine by the chosen numbers from here on and keep them beside the weights; OVERRIDES go before them."""
-    from siimcovid.inference import fit_ensemble
+    from siimcovid.inference import fitted_numbers
     from siimcovid.models import weights_manifest
 
     print(chosen.sentence(run.preset))
@@ -152,7 +152,7 @@ def _take_over(run: Run, chosen: "ChosenEnsemble") -> None:
     run.record.ensemble["overrides"] = numbers
     if numbers:
         run.planner.combine_by(numbers)
-        fit_ensemble.write(run.folder / "weights", numbers, run.preset, source)
+        fitted_numbers.write(run.folder / "weights", numbers, run.preset, source)
     weights = run.preset.fusion.of_detectors("weights", 1)
     run.record.ensemble["left_out"] = [detector for detector, (weight,) in weights.items() if not weight]
 

@@ -251,13 +251,13 @@ def read_fitted_ensemble(
     with recovery.recover("weights", "the preset's own numbers combine the models"):
         if inputs.weights is None or not inputs.verify:
             return None
-        from siimcovid.inference import fit_ensemble
+        from siimcovid.inference import fitted_numbers
 
         for folder in _folders_of_numbers(inputs, parameters):
-            if numbers := fit_ensemble.read(folder):
+            if numbers := fitted_numbers.read(folder):
                 planner.request(load_preset(parameters.preset.name, {**numbers, **parameters.overrides}))
-                print(f"The models are combined by the numbers of {folder / fit_ensemble.FILE}.")
-                return folder / fit_ensemble.FILE
+                print(f"The models are combined by the numbers of {folder / fitted_numbers.FILE}.")
+                return folder / fitted_numbers.FILE
     return None
 
 

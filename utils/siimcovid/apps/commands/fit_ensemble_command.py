@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     from siimcovid.core.overrides import read_settings
     from siimcovid.core.presets import load_preset
     from siimcovid.data import competition
-    from siimcovid.inference import fit_ensemble
+    from siimcovid.inference import fit_ensemble, fitted_numbers
     from siimcovid.training import out_of_fold
 
     if args.out:
@@ -39,5 +39,5 @@ def run(args: argparse.Namespace) -> int:
     for key, value in numbers.items():
         print(f"--set {key}={','.join(map(str, value)) if isinstance(value, list) else value}")
     if args.out:
-        print(fit_ensemble.write(args.out, numbers, preset, args.data.resolve().name))
+        print(fitted_numbers.write(args.out, numbers, preset, args.data.resolve().name))
     return 0
