@@ -10,6 +10,8 @@ import pytest
 
 # exporting takes a second for each model: test_onnx_engine.py asks for the engine that users have
 os.environ["SIIMCOVID_ENGINE"] = "pytorch"
+# a million objects are imported that stay: see pytest_collection_finish
+gc.disable()
 # before torch is imported: with more, a run's plan may train models in processes that no test can reach into
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -36,6 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """Spare each training's collection of garbage the half second that a look at every imported module takes."""
     gc.freeze()
+    gc.enable()
 
 
 def _has_gpu() -> bool:

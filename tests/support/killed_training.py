@@ -35,9 +35,7 @@ class Killer:
 
     def __init__(self, seed: int):
         ours = ("training.train_stage", "models.faster_rcnn", "models.yolo", "models.retinanet")
-        self.context = fresh_fork_server(
-            [*(f"siimcovid.{name}" for name in ours), "torch.utils.tensorboard", "efficientnet_lite_pytorch"]
-        )
+        self.context = fresh_fork_server(f"siimcovid.{name}" for name in ours)
         self.moments = random.Random(seed)
 
     def run(self, *arguments: object, at_most: float | None = None) -> tuple[bool, float]:

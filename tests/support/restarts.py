@@ -16,7 +16,7 @@ from unittest import mock
 import torch
 
 from siimcovid.core.stage_names import SUBMISSION_STAGES
-from siimcovid.data import competition, image_cache
+from siimcovid.data import augmentation, competition, image_cache  # noqa: F401 - for the children
 from siimcovid.inference import predictor, weighted_boxes_fusion
 from siimcovid.kernel import step_profile, write_submissions
 from siimcovid.models import faster_rcnn, study_classifier, yolo  # noqa: F401 - for the children

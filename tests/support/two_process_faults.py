@@ -177,8 +177,7 @@ def run_job(path: str, name: str) -> None:
 
 def prepare_server() -> None:
     """Start the server of the forks, with everything imported."""
-    modules = ("siimcovid.training.multi_gpu", "siimcovid.models.study_classifier", "torch.utils.tensorboard")
-    fresh_fork_server([*modules, "efficientnet_lite_pytorch", "accelerate", "sklearn.metrics"])
+    fresh_fork_server(["siimcovid.training.multi_gpu", "siimcovid.models.study_classifier", "accelerate"])
 
 
 def launch(name: str, command: list[str], **_: object) -> subprocess.CompletedProcess:
