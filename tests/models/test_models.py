@@ -1,5 +1,6 @@
 """Models: both presets build, train a step and predict; none of the known traps of geometry and normalisation."""
 
+import inspect
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -298,3 +299,7 @@ def test_level_weights_count_rare_labels_more():
     assert model(batch)["study_label"].item() == pytest.approx(
         ((2 * each[0] + 0.5 * each[1] + 0.5 * each[2]) / 3).item()
     )
+
+
+def test_importing_yolov5_leaves_the_stack_as_it_is():
+    assert "code_context" in inspect.stack()[0].code_context[0]  # the source of this line

@@ -6,9 +6,11 @@ package's hard-codes CIoU where the report uses GIoU; and boxes are suppressed h
 suppression stops by the clock.
 """
 
+import inspect
 import logging
 import os
 import warnings
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,12 +22,17 @@ from siimcovid.core.errors import InputError
 from siimcovid.models.backbone import build_backbone, freeze_batch_norm, normalise
 
 os.environ.setdefault("YOLO_OFFLINE", "true")  # or the import below looks for a network
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # pkg_resources announces its end
-    import yolov5
-    from yolov5.models.yolo import DetectionModel
-    from yolov5.utils.loss import ComputeLoss
-    from yolov5.utils.metrics import bbox_iou
+_stack = inspect.stack
+inspect.stack = partial(_stack, 0)  # yolov5 asks it who imports it; the source of every frame would take .8 s
+try:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pkg_resources announces its end
+        import yolov5
+        from yolov5.models.yolo import DetectionModel
+        from yolov5.utils.loss import ComputeLoss
+        from yolov5.utils.metrics import bbox_iou
+finally:
+    inspect.stack = _stack
 logging.getLogger("yolov5").setLevel(logging.WARNING)
 
 #: Which layers of every YOLOv5 v6 feed its neck: layer number -> stage of a Backbone (strides 8, 16, 32).
