@@ -13,8 +13,8 @@ from siimcovid.core.stage_names import stage_of
 #: The step in which models are trained side by side; one after the other each has a step of its own, "fit rcnn".
 QUEUE = "fit"
 
-#: How much more work two cores do with a model each than with both on one (Faster R-CNN takes .125 s an image and .095,
-#: YOLO .097 and .073), and two GPUs: a guess at what two processes lose that add up their gradients at every step.
+#: How much more work two cores do with a model each than with both on one (1.20 to 1.45 in three rounds, see
+#: docs/benchmarks.md), and two GPUs: a guess at what two processes lose that add up their gradients at every step.
 CPU_GAIN, GPU_GAIN = 1.33, 1.1
 
 #: Seconds in which a process imports what a training needs.
