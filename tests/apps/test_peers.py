@@ -21,6 +21,7 @@ from siimcovid.apps.benchmarks.peers.compare_peers import Result, markdown
 from siimcovid.apps.benchmarks.peers.peer_job import Outcome, PeerJob, read_job, read_outcome, write_job, write_outcome
 from siimcovid.apps.benchmarks.peers.training_budget import Plan, ShortEpochs, endless_batches, plan, step_seconds
 from siimcovid.apps.command_line import main
+from siimcovid.core.errors import InputError
 from siimcovid.core.files import make_folder
 from siimcovid.data.competition import index_table, write_index
 from siimcovid.data.datasets import ImageDataset
@@ -232,6 +233,18 @@ def test_a_competition_from_first_to_last(job, monkeypatch, tmp_path):
     assert written["images"] == {"train": 7, "test": 4}
     assert written["results"][0]["score"] == found[0].score > 0
     assert "yolov5n" in out.with_suffix(".md").read_text()
+    calls = []
+    monkeypatch.setattr(compare_peers, "run_child", lambda job: calls.append(job.seconds) or "it failed")
+    again = compare_peers.compare(tmp_path, out, [1.0, 2.0], 1, ["yolov5"])
+    assert calls == [120.0]  # what was measured is not measured again
+    assert again[0] == found[0]
+    compare_peers.compare(tmp_path, out, [1.0, 2.0], 1, ["yolov5"])
+    assert calls == [120.0, 120.0]  # but what failed is
+    with pytest.raises(InputError, match=r"peers.json has results of another threads; move it away"):
+        compare_peers.compare(tmp_path, out, [1.0], 2, ["yolov5"])
+    out.write_text("[]")
+    with pytest.raises(InputError, match="another form"):
+        compare_peers.compare(tmp_path, out, [1.0], 1, ["yolov5"])
 
 
 def test_all_contenders_have_a_module_and_a_stage():

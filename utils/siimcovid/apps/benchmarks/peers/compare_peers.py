@@ -3,15 +3,16 @@
 In: a competition folder with its ground truth beside it. Out, beside OUT (a path that ends in .json):
 
     OUT            "machine", "threads", "images" {train, test}, and "results", the fields of Result in a list; written
-                   anew after each contender
+                   anew after each contender, and what stands there is not measured again
     OUT as .md     the same as a table
     <OUT>.peers/   the prepared images, the indexes, and a folder for each training with its log.txt
 """
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,8 @@ def compare(
     """Train and score the contenders named in `only` (all without it), print and write the table.
 
     minutes: of training, each a training of its own whose schedule ends there. threads: of every contender.
-    Raises InputError for an unknown name, a time that is not above 0, or a competition without ground truth.
+    Raises InputError for an unknown name, a time that is not above 0, a competition without ground truth, or an `out`
+    that was measured on another machine, with other threads or on other images.
     """
     unknown = [name for name in only if name not in CONTENDERS]
     if unknown:
@@ -81,16 +83,39 @@ def compare(
     data = read(competition, work, start, SMALL)
     images = write_indexes(data)
     facts: dict[str, Any] = {"machine": machine(), "threads": threads, "images": images}
-    found: list[Result] = []
+    found = earlier_results(out, facts)
     for given in minutes:
         for name in CONTENDERS:
-            if not only or name in only:
+            if (not only or name in only) and (name, given) not in {(one.name, one.minutes) for one in found}:
                 found.append(contend(name, data, given, threads, images["train"]))
                 print(line(found[-1]), flush=True)
                 write_json(out, {**facts, "results": nan_to_null([asdict(result) for result in found])})
                 write_text(out.with_suffix(".md"), markdown(found))
     print(markdown(found))
     return found
+
+
+def earlier_results(out: Path, facts: Mapping[str, Any]) -> list[Result]:
+    """What an earlier call measured, without what failed there. Raises InputError where it was measured otherwise.
+
+    facts: all that `out` holds but the results.
+    """
+    if not out.is_file():
+        return []
+    try:
+        earlier = json.loads(out.read_text(encoding="utf-8"))
+        results = [Result(**fields) for fields in earlier.pop("results")]
+        changed = [key for key, value in facts.items() if _lasting(earlier[key]) != _lasting(value)]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        changed, results = ["form"], []
+    if changed:
+        raise InputError(f"{out} has results of another {changed[0]}; move it away, or name another file by --out")
+    return [result for result in results if not result.failure]
+
+
+def _lasting(fact: Any) -> Any:
+    """A fact without what changes from one minute to the next."""
+    return {key: value for key, value in fact.items() if key != "load_before"} if isinstance(fact, dict) else fact
 
 
 def write_indexes(data: AblationData) -> dict[str, int]:
