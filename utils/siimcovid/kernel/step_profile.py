@@ -221,9 +221,9 @@ def _fold(run: Run, stage: str) -> int:
     images = run.competition.images
     known = images[(images["split"] == "train") & images["study_label"].isin(STUDY_LABELS)]
     count = folds.at_most(known, max(run.preset.folds, run.plan.members))
-    share = len(folds.split(known, 0, count, run.preset.seed)[1]) if count > 1 else 0
-    chosen = run.preset.hold_out and share >= folds.FEWEST
-    return share if getattr(run.preset, stage).training.validate or chosen or run.plan.members > 1 else 0
+    held_out = folds.split(known, 0, count, run.preset.seed)[1] if count > 1 else known.head(0)
+    chosen = run.preset.hold_out and folds.enough_to_fit(held_out)
+    return len(held_out) if getattr(run.preset, stage).training.validate or chosen or run.plan.members > 1 else 0
 
 
 def _tables(run: Run, outputs: list[Predictions], test: pd.DataFrame) -> float:
